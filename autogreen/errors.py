@@ -1,13 +1,13 @@
 """Everything that autogreen raises on purpose.
 
-    AutogreenError              every message says what, why and the next step
-    ├── ConfigError             what the user wrote is not valid (names path, value, what is allowed)
-    │   └── UnknownNameError    a name that no table holds (the nearest known one is named)
-    ├── RefusedError            valid, but it cannot really be done here (no kernel, no such layer)
-    ├── StudyError              a study on disk that is locked, damaged, or belongs to something else
-    ├── MeterError              a counter that is missing, forbidden or broken; never turned into 0 J
-    ├── EvaluationError         one policy could not be evaluated (NaN, crash, out of memory, time limit)
-    └── BundleError             a bundle that is incomplete, changed, or does not keep its promise
+AutogreenError              every message says what, why and the next step
+├── ConfigError             what the user wrote is not valid (names path, value, what is allowed)
+│   └── UnknownNameError    a name that no table holds (the nearest known one is named)
+├── RefusedError            valid, but it cannot really be done here (no kernel, no such layer)
+├── StudyError              a study on disk that is locked, damaged, or belongs to something else
+├── MeterError              a counter that is missing, forbidden or broken; never turned into 0 J
+├── EvaluationError         one policy could not be evaluated (NaN, crash, out of memory, time limit)
+└── BundleError             a bundle that is incomplete, changed, or does not keep its promise
 """
 
 
@@ -15,7 +15,7 @@ class AutogreenError(Exception):
     """Base of all errors meant for users. The command line prints the message and exits with 1."""
 
 
-class ConfigError(AutogreenError):
+class ConfigError(AutogreenError, ValueError):
     """The user's input is not valid."""
 
 

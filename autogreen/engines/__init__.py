@@ -1,0 +1,121 @@
+"""Engines: how a policy is run while it is measured, and how it ships.
+
+What is measured is always `load(save(model))`: the artifact on disk under its recorded recipe. Sweep, verification and
+serving share that one road, so that measuring one thing and shipping another cannot happen.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+
+from autogreen.errors import ConfigError
+from autogreen.registry import Table, nearest
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from autogreen.tasks import Inputs
+
+ENGINES = Table(
+    "engine",
+    {
+        "eager": "autogreen.engines.eager:Eager",
+        "inductor": "autogreen.engines.inductor:Inductor",
+    },
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runtime:
+    """A policy's `runtime` section: the engine by name."""
+
+    ordered: ClassVar[bool] = False
+
+    engine: str = "eager"
+
+    def __post_init__(self) -> None:
+        if self.engine not in ENGINES:
+            known = ", ".join(ENGINES)
+            raise ConfigError(f"unknown engine {self.engine!r}.{nearest(self.engine, ENGINES)} Known: {known}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """All that decides, besides the artifact, how it runs. batch: items a call, fixed in the artifact.
+    threads: intra-op threads on a CPU. device: "cpu" or "cuda:N"."""
+
+    engine: str
+    batch: int
+    threads: int
+    device: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kernel:
+    """A matrix kernel seen in a profile of one call. precision: int8, bfloat16, float16 or float32."""
+
+    name: str
+    precision: Literal["int8", "bfloat16", "float16", "float32"]
+    calls: int
+
+
+class Engine(Protocol):
+    """Contract of the family; members are stateless."""
+
+    @staticmethod
+    def save(model: "nn.Module", example: "Inputs", folder: Path) -> None:
+        """Write the artifact. `example` fixes the batch size.
+
+        Raises:
+            RefusedError: this engine cannot carry the model.
+        """
+        ...
+
+    @staticmethod
+    def load(folder: Path, device: str) -> Callable[..., Any]:
+        """Return a callable with the model's signature, for batches of exactly the recipe's size."""
+        ...
+
+
+class Program:
+    """A loaded artifact under its recipe; takes any number of examples.
+
+    Examples run in batches of the recipe's size, the last one filled up, as a server with a fixed batch does. Tensors
+    go in and come out on the CPU.
+    """
+
+    def __init__(self, folder: Path, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self._set_threads()  # before loading: compilers write the number of threads into their code
+        self._run = ENGINES[recipe.engine].load(folder, recipe.device)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        import torch
+        from torch.utils._pytree import tree_map
+
+        from autogreen.tasks import cut, rows, to_device
+
+        count, size = rows((args, kwargs)), self.recipe.batch
+        device = self.recipe.device
+        outputs = [to_device(self.run(*to_device(part, device)), "cpu") for part in cut((args, kwargs), size)]
+
+        def join(*leaves: Any) -> Any:
+            batched = isinstance(leaves[0], torch.Tensor) and leaves[0].ndim > 0 and len(leaves[0]) == size
+            return torch.cat(leaves)[:count] if batched else leaves[0]
+
+        return tree_map(join, *outputs)
+
+    def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run one full batch; nothing is added to what the engine does. This is what is measured."""
+        import torch
+
+        self._set_threads()
+        with torch.no_grad():  # also what lets inductor freeze weights
+            return self._run(*args, **kwargs)
+
+    def _set_threads(self) -> None:
+        import torch
+
+        if torch.get_num_threads() != self.recipe.threads:
+            torch.set_num_threads(self.recipe.threads)

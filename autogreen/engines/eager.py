@@ -1,0 +1,22 @@
+"""Operator by operator, as PyTorch runs a model out of the box."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from autogreen.engines import exported
+from autogreen.tasks import Inputs
+
+
+class Eager:
+    """The exported program, interpreted. Source: https://docs.pytorch.org/docs/stable/export.html"""
+
+    @staticmethod
+    def save(model: nn.Module, example: Inputs, folder: Path) -> None:
+        exported.save(model, example, folder)
+
+    @staticmethod
+    def load(folder: Path, device: str) -> Callable[..., Any]:
+        return exported.load(folder, device)

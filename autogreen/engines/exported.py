@@ -1,0 +1,97 @@
+"""The artifact that eager and inductor share: a torch.export program without pickles, dead weights or build paths.
+
+`torch.export.save` adds the sample inputs as a pickle, and loading falls back to full unpickling: a crafted file runs
+code. What is written here holds none, and `refuse_pickles` is asked before anything is loaded.
+"""
+
+import copy
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from autogreen.errors import BundleError, RefusedError
+from autogreen.tasks import Inputs, plain
+
+FILE = "model.pt2"
+
+
+def export(model: nn.Module, example: Inputs) -> torch.export.ExportedProgram:
+    """Trace the model at the example's shapes; a dataclass that it returns becomes a dict.
+
+    Raises:
+        RefusedError: the model's Python cannot be traced.
+    """
+    args, kwargs = example
+    traced = copy.deepcopy(model).eval()
+    _return_plain(traced)
+    try:
+        with torch.no_grad():
+            return torch.export.export(traced, args, kwargs, strict=False)
+    except Exception as error:  # noqa: BLE001 - export fails in any way on a model it cannot trace
+        raise RefusedError(
+            f"{type(model).__name__} cannot be exported by torch.export ({type(error).__name__}: "
+            f"{str(error).splitlines()[0] if str(error) else ''}). Control flow that depends on values is the usual "
+            "reason."
+        ) from error
+
+
+def save(model: nn.Module, example: Inputs, folder: Path) -> None:
+    """Write `folder`/model.pt2."""
+    program = export(model, example)
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # paths of the machine it was built on
+    folder.mkdir(parents=True, exist_ok=True)
+    full = folder / "full.pt2"
+    torch.export.save(program, full)
+    with zipfile.ZipFile(full) as source, zipfile.ZipFile(folder / FILE, "w") as target:
+        for entry in source.infolist():
+            target.writestr(entry.filename, b"" if "/sample_inputs/" in entry.filename else source.read(entry.filename))
+    full.unlink()
+    refuse_pickles(folder / FILE)
+
+
+def load(folder: Path, device: str) -> nn.Module:
+    """Load the program as a module of plain operators on a device.
+
+    Raises:
+        BundleError: the archive holds pickled content.
+    """
+    refuse_pickles(folder / FILE)
+    program = torch.export.load(folder / FILE)
+    module: nn.Module = program.module()
+    return module.to(device)
+
+
+def refuse_pickles(path: Path) -> None:
+    """Look into the archive without loading it.
+
+    Raises:
+        BundleError: it is damaged, or an entry would be unpickled when loaded.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for entry in archive.infolist():
+                if "/sample_inputs/" in entry.filename and entry.file_size:
+                    raise BundleError(f"{path} holds pickled sample inputs, which run code when loaded.")
+                if entry.filename.endswith("_config.json"):
+                    payloads: dict[str, Any] = json.loads(archive.read(entry)).get("config") or {}
+                    for name, payload in payloads.items():
+                        if payload.get("use_pickle"):
+                            raise BundleError(f"{path} holds {name!r} as a pickle, which runs code when loaded.")
+    except (zipfile.BadZipFile, KeyError, ValueError) as error:
+        raise BundleError(f"{path} is damaged: {error}.") from error
+
+
+def _return_plain(model: nn.Module) -> None:
+    """Give the instance a subclass whose forward returns trees that export knows; names of submodules stay."""
+    original = type(model)
+
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return plain(original.forward(self, *args, **kwargs))
+
+    if not isinstance(model, torch.fx.GraphModule):
+        model.__class__ = type(original.__name__, (original,), {"forward": forward})

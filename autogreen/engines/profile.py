@@ -1,0 +1,61 @@
+"""Which matrix kernels one call really runs, and how much memory it takes."""
+
+from collections import Counter
+from typing import Any
+
+from torch.profiler import ProfilerActivity, profile
+
+from autogreen.engines import Kernel, Program
+from autogreen.tasks import Inputs
+
+# The operators that end in a matrix kernel; their wrappers (aten::conv2d, aten::linear) would count twice.
+KERNELS = (
+    "onednn::qconv",
+    "onednn::qlinear",
+    "mkldnn::_convolution_pointwise",
+    "mkldnn::_linear_pointwise",
+    "mkl::_mkl_linear",
+    "aten::mkldnn_convolution",
+    "aten::cudnn_convolution",
+    "aten::_slow_conv2d_forward",
+    "aten::_conv_depthwise2d",
+    "aten::addmm",
+    "aten::mm",
+    "aten::bmm",
+    "aten::baddbmm",
+    "aten::_scaled_mm",
+    "aten::_int_mm",
+)
+PRECISIONS: dict[str, Any] = {"c10::BFloat16": "bfloat16", "c10::Half": "float16"}
+
+
+def trace(program: Program, inputs: Inputs) -> tuple[tuple[Kernel, ...], int]:
+    """Profile one call of a warm program: its matrix kernels, and its peak of memory allocated beyond its weights (bytes)."""
+    activities = [ProfilerActivity.CPU]
+    with profile(activities=activities, record_shapes=True, profile_memory=True) as recorded:
+        program.run(*inputs)
+    seen = Counter(
+        (event.name, _precision(event))
+        for event in recorded.events()
+        if event.name.startswith(KERNELS)  # type: ignore[union-attr]
+    )
+    kernels = tuple(
+        Kernel(name=name, precision=precision, calls=calls) for (name, precision), calls in sorted(seen.items())
+    )
+    return kernels, _peak_bytes(recorded)
+
+
+def _precision(event: Any) -> Any:
+    if event.name.startswith("onednn::q") or event.name.endswith("_int_mm"):
+        return "int8"
+    first = next((kind for kind in event.input_dtypes or [] if kind), "float")
+    return PRECISIONS.get(first, "float32")
+
+
+def _peak_bytes(recorded: Any) -> int:
+    held = peak = 0
+    for event in recorded.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            peak = max(peak, held)
+    return peak

@@ -1,0 +1,400 @@
+"""In a worker: effect -> model -> artifact -> scores, kernels, joules.
+
+    start model -> prune -> distil -> [gate] -> quantize -> save -> load -> kernels -> scores -> [gate] -> measure
+                                                            '--- from here on only the artifact is used ---'
+
+The gates stop what is hopeless before it costs a compilation, and again before it costs a measurement.
+"""
+
+import copy
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from autogreen import hardware, quality
+from autogreen.anatomy import Anatomy, survey
+from autogreen.engines import ENGINES, Program, Recipe, profile
+from autogreen.errors import AutogreenError, EvaluationError, RefusedError
+from autogreen.evaluation import Evaluation, Published, Request
+from autogreen.measure import measure, measure_beside
+from autogreen.measurement import Protocol
+from autogreen.meters import Meter, choose
+from autogreen.tasks import Inputs, Scores, Split, Task, cut, on_device, plain, rows, to_device
+from autogreen.techniques import TECHNIQUES, Context
+from autogreen.techniques.quantization import check_kernels
+from autogreen.workload import Workload
+
+UNLIMITED = float("inf")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """Everything a worker needs. folder: the study's; cache: shared by studies; meter: `name` and its settings."""
+
+    task: Task
+    workload: Workload
+    protocol: Protocol
+    device: str
+    folder: Path
+    cache: Path
+    meter: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Evaluator:
+    """Lives as long as its worker: the baseline, the loaded reference and the teacher's outputs are paid for once."""
+
+    def __init__(self, setup: Setup) -> None:
+        self.setup = setup
+        self._cache: dict[str, Any] = {}
+        self._loaded: tuple[str, Program] | None = None
+        self._baseline: nn.Module | None = None
+        self._anatomy: Anatomy | None = None
+
+    def prepare(self) -> dict[str, Any]:
+        """Build the baseline; return its anatomy, what identifies task and data, the machine and the meter."""
+        self._all_cores()
+        model = self._start("baseline")
+        anatomy = survey(model, self._example(1), tuple(TECHNIQUES))
+        self._anatomy = anatomy
+        meter = self._meter()
+        return {
+            "anatomy": anatomy.to_json(),
+            "fingerprint": dict(self.setup.task.fingerprint()),
+            "hardware": hardware.describe(self.setup.device),
+            "meter": {"tier": meter.tier, "boundary": meter.boundary},
+            "item": self.setup.task.item,
+        }
+
+    def evaluate(self, request: Request) -> Evaluation:
+        """Apply, gate, save, load, check, score and measure one policy.
+
+        Raises:
+            AutogreenError: the policy failed or cannot really be applied; the study goes on.
+        """
+        watch = _Watch(self._meter(), request.limit_s, request.limit_j)
+        parts = request.effect.parts
+        recipe = self._recipe(parts)
+        example = self._example(recipe.batch)
+        reference = None if request.reference is None else self._scores(request.reference, "validation")
+        done: dict[str, Any] = {}
+
+        def evaluation(status: Any, scores: Scores) -> Evaluation:
+            loss = None if reference is None else quality.loss(reference, scores)
+            return Evaluation(
+                key=request.key,
+                effect=request.effect,
+                start=request.start,
+                seed=request.seed,
+                status=status,
+                quality=quality.mean(scores),
+                loss=loss,
+                **done,
+                seconds=watch.seconds,
+                spent_j=watch.close(),
+            )
+
+        def hopeless(scores: Scores) -> bool:
+            quality.mean(scores)  # refuses what is not finite
+            if reference is None or request.max_loss is None:
+                return False
+            return quality.loss(reference, scores).low > request.max_loss
+
+        with watch.phase("training"):
+            self._all_cores()
+            trained = self._train(parts, request, example, watch.check)
+        if request.max_loss is not None:
+            with watch.phase("scoring"):
+                scores = self._score(on_device(trained, self.setup.device), "validation")
+            if hopeless(scores):
+                return evaluation("gated", scores)
+
+        folder = self.setup.folder / "artifacts" / request.key
+        partial = folder.with_name(f".{folder.name}.{os.getpid()}")
+        try:
+            with watch.phase("compiling"):
+                torch.set_num_threads(recipe.threads)
+                program = self._build(parts, trained, example, recipe, partial, watch.check)
+            with watch.phase("scoring"):
+                kernels, memory = profile.trace(program, example)
+                check_kernels(parts.get("quantization", {}), self._units("quantization"), kernels)
+                scores = self._score(program, "validation")
+            size = sum(path.stat().st_size for path in partial.glob("model.*"))
+            done |= {"size_bytes": size, "memory_bytes": size + memory, "recipe": recipe, "kernels": kernels}
+            if hopeless(scores):
+                return evaluation("gated", scores)
+            with watch.phase("measuring"):
+                done |= self._measure(program, example, request.reference, self.setup.protocol)
+            self._keep_scores(request.key, "validation", scores)
+            shutil.rmtree(folder, ignore_errors=True)
+            partial.rename(folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+        return evaluation("measured", scores)
+
+    def publish(self, key: str, recipe: Recipe, reference: str, protocol: Protocol) -> Published:
+        """Judge an artifact on the test split and measure it afresh beside the reference."""
+        watch = _Watch(self._meter(), None, None)
+        with watch.phase("compiling"):
+            program = self._program(key, recipe)
+            example = self._example(recipe.batch)
+            program.run(*example)
+        with watch.phase("scoring"):
+            theirs = self._test_scores(reference)
+            ours = self._test_scores(key, program)
+        with watch.phase("measuring"):
+            measured = self._measure(program, example, reference, protocol)
+        return Published(
+            key=key,
+            test=quality.mean(ours),
+            test_loss=quality.loss(theirs, ours),
+            **measured,
+            seconds=watch.seconds,
+            spent_j=watch.close(),
+        )
+
+    # -- steps ---------------------------------------------------------------------------------------------------
+
+    def _train(
+        self, parts: Mapping[str, Any], request: Request, example: Inputs, check: Callable[[], None]
+    ) -> nn.Module:
+        model = copy.deepcopy(self._start(request.start)).to(self.setup.device)
+        context = self._context(example, request.seed, check)
+        for section in ("pruning", "distillation"):
+            if section in parts:
+                model = TECHNIQUES[section].apply(parts[section], model, context)
+        return model.eval()
+
+    def _build(
+        self,
+        parts: Mapping[str, Any],
+        trained: nn.Module,
+        example: Inputs,
+        recipe: Recipe,
+        folder: Path,
+        check: Callable[[], None],
+    ) -> Program:
+        """Quantize, parallelise, save, load; the first call compiles."""
+        folder.mkdir(parents=True)
+        save_file(
+            {name: leaf.contiguous() for name, leaf in trained.state_dict().items()}, folder / "weights.safetensors"
+        )
+        context = self._context(example, 0, check)
+        for section in ("quantization", "parallelism"):
+            if section in parts:
+                trained = TECHNIQUES[section].apply(parts[section], trained, context)
+        ENGINES[recipe.engine].save(trained, example, folder)
+        (folder / "recipe.json").write_text(json.dumps(asdict(recipe)))
+        check()
+        program = Program(folder, recipe)
+        program.run(*example)
+        return program
+
+    def _measure(self, program: Program, example: Inputs, reference: str | None, protocol: Protocol) -> dict[str, Any]:
+        meter, batch = self._meter(), program.recipe.batch
+        synchronize = torch.cuda.synchronize if self.setup.device.startswith("cuda") else (lambda: None)
+
+        def call() -> None:
+            program.run(*example)
+
+        with _lease():
+            if reference is None:
+                alone = measure(call, items=batch, meter=meter, protocol=protocol, synchronize=synchronize)
+                return {"measurement": alone, "ratio": None}
+            other = self._reference(reference)
+            theirs = self._example(other.recipe.batch)
+            beside = measure_beside(
+                call,
+                lambda: other.run(*theirs),
+                items=batch,
+                reference_items=other.recipe.batch,
+                meter=meter,
+                protocol=protocol,
+                synchronize=synchronize,
+            )
+        return {"measurement": beside.candidate, "ratio": beside.ratio}
+
+    def _score(self, model: Callable[..., Any], split: Split) -> Scores:
+        """Let the task judge, handing it the model's own output type."""
+        kind = self._output_type()
+        judged = model if kind is None else (lambda *args, **kwargs: kind(**plain(model(*args, **kwargs))))
+        try:
+            return self.setup.task.score(judged, split)
+        except AutogreenError:
+            raise
+        except Exception as error:
+            raise EvaluationError(
+                f"the task's score raised {type(error).__name__}: {error}. It was called on the {split} split."
+            ) from error
+
+    # -- what lives as long as the worker ------------------------------------------------------------------------
+
+    def _start(self, start: str) -> nn.Module:
+        if start == "scratch":
+            if "scratch" not in self._cache:
+                self._cache["scratch"] = self.setup.task.smaller(0.5, self.setup.cache)
+            smaller: nn.Module | None = self._cache["scratch"]
+            if smaller is None:
+                raise RefusedError("this task cannot tell what a smaller network is (Task.smaller returns None).")
+            return smaller
+        if self._baseline is None:
+            self._baseline = self.setup.task.build(self.setup.cache).to(self.setup.device).eval()
+        return self._baseline
+
+    def _context(self, example: Inputs, seed: int, check: Callable[[], None]) -> Context:
+        return Context(
+            task=self.setup.task,
+            example=example,
+            seed=seed,
+            device=self.setup.device,
+            teacher=self._start("baseline"),
+            check=check,
+            cache=self._cache,
+        )
+
+    def _units(self, section: str) -> Any:
+        if self._anatomy is None:  # a worker that replaces a dead one was not asked to prepare
+            self._anatomy = survey(self._start("baseline"), self._example(1), tuple(TECHNIQUES))
+        return self._anatomy.units[section]
+
+    def _output_type(self) -> Any:
+        if "output_type" not in self._cache:
+            args, kwargs = self._example(1)
+            with torch.no_grad():
+                outputs = self._start("baseline")(*args, **kwargs)
+            self._cache["output_type"] = None if plain(outputs) is outputs else type(outputs)
+        return self._cache["output_type"]
+
+    def _example(self, batch: int) -> Inputs:
+        """The first `batch` validation examples: real values, because power depends on them."""
+        if batch not in (known := self._cache.setdefault("examples", {})):
+            held: list[Inputs] = []
+            for found in self.setup.task.batches("validation"):
+                held.append(self.setup.task.inputs(found))
+                if sum(map(rows, held)) >= batch:
+                    break
+            if not held:
+                raise EvaluationError("the validation split gave no batch.")
+            known[batch] = to_device(cut(_joined(held), batch)[0], self.setup.device)
+        example: Inputs = known[batch]
+        return example
+
+    def _recipe(self, parts: Mapping[str, Any]) -> Recipe:
+        parallelism = parts.get("parallelism", {})
+        batch = self.setup.workload.fixed_batch or parallelism.get("batch")
+        if batch is None:
+            raise RefusedError("the workload leaves the batch free, so the policy needs parallelism.batch.")
+        return Recipe(
+            engine=parts["runtime"]["engine"],
+            batch=batch,
+            threads=parallelism.get("threads", 1),
+            device=self.setup.device,
+        )
+
+    def _program(self, key: str, recipe: Recipe) -> Program:
+        return Program(self.setup.folder / "artifacts" / key, recipe)
+
+    def _reference(self, key: str) -> Program:
+        if self._loaded is None or self._loaded[0] != key:
+            recipe = Recipe(**json.loads((self.setup.folder / "artifacts" / key / "recipe.json").read_text()))
+            program = self._program(key, recipe)
+            program.run(*self._example(recipe.batch))
+            self._loaded = (key, program)
+        return self._loaded[1]
+
+    def _scores(self, key: str, split: Split) -> Scores:
+        with np.load(self.setup.folder / "scores" / f"{key}-{split}.npz", allow_pickle=False) as data:
+            return Scores(values=data["values"], clusters=data["clusters"] if "clusters" in data else None)
+
+    def _keep_scores(self, key: str, split: Split, scores: Scores) -> None:
+        folder = self.setup.folder / "scores"
+        folder.mkdir(exist_ok=True)
+        clusters = {} if scores.clusters is None else {"clusters": scores.clusters}
+        partial = folder / f".{key}-{split}.npz"
+        np.savez_compressed(partial, values=scores.values, **clusters)
+        partial.rename(folder / f"{key}-{split}.npz")
+
+    def _test_scores(self, key: str, program: Program | None = None) -> Scores:
+        if not (self.setup.folder / "scores" / f"{key}-test.npz").exists():
+            self._keep_scores(key, "test", self._score(program or self._reference(key), "test"))
+        return self._scores(key, "test")
+
+    def _meter(self) -> Meter:
+        settings = dict(self.setup.meter)
+        return choose(self.setup.device, settings.pop("name", "auto"), **settings)
+
+    def _all_cores(self) -> None:
+        torch.set_num_threads(os.cpu_count() or 1)
+
+
+class _Watch:
+    """Times phases, keeps the bill, and raises once a hard cap on seconds or joules is passed."""
+
+    LOOK_S = 1.0  # reading the meter at every training step would cost more than it saves
+
+    def __init__(self, meter: Meter, limit_s: float | None, limit_j: float | None) -> None:
+        self.seconds: dict[str, float] = {}
+        self._meter = meter
+        self._limit_s = limit_s if limit_s is not None else UNLIMITED
+        self._limit_j = limit_j if limit_j is not None else UNLIMITED
+        self._spent_j = 0.0
+        self._began = self._looked = time.monotonic()
+        meter.start()
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        began = time.monotonic()
+        self.check()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - began
+
+    def check(self) -> None:
+        now = time.monotonic()
+        if now - self._began > self._limit_s:
+            raise EvaluationError(f"the time limit of {self._limit_s:.0f} s has passed.")
+        if self._limit_j < UNLIMITED and now - self._looked > self.LOOK_S:
+            self._looked = now
+            self._spent_j += self._meter.stop().energy_j
+            self._meter.start()
+            if self._spent_j > self._limit_j:
+                raise EvaluationError(f"the energy limit of {self._limit_j:.0f} J has passed.")
+
+    def close(self) -> float:
+        """Joules spent since the watch began."""
+        return self._spent_j + self._meter.stop().energy_j
+
+
+@contextmanager
+def _lease() -> Iterator[None]:
+    """Only one process on this machine measures at a time; training of others is seen as foreign load."""
+    import fcntl
+    import tempfile
+
+    with (Path(tempfile.gettempdir()) / f"autogreen-measuring-{os.getuid()}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _joined(parts: list[Inputs]) -> Inputs:
+    from torch.utils._pytree import tree_map
+
+    if len(parts) == 1:
+        return parts[0]
+
+    def join(*leaves: Any) -> Any:
+        return torch.cat(leaves) if isinstance(leaves[0], torch.Tensor) and leaves[0].ndim > 0 else leaves[0]
+
+    joined: Inputs = tree_map(join, *parts)
+    return joined

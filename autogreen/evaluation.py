@@ -1,0 +1,106 @@
+"""What is asked of a worker and what comes back: plain frozen values with an exact JSON round trip."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from autogreen.engines import Kernel, Recipe
+from autogreen.measurement import Interval, Measurement
+from autogreen.policy import Effect
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """Evaluate one effect.
+
+    start: `baseline`, the task's model, or `scratch`, its network of half the width trained from scratch.
+    reference: key of the artifact to measure beside and to pair scores with, or None.
+    max_loss: stop without spending joules on measuring when the paired loss is above this beyond its interval.
+    limit_s, limit_j: hard caps on time and energy.
+    """
+
+    effect: Effect
+    start: Literal["baseline", "scratch"] = "baseline"
+    seed: int = 0
+    reference: str | None = None
+    max_loss: float | None = None
+    limit_s: float | None = None
+    limit_j: float | None = None
+
+    @property
+    def key(self) -> str:
+        """Names the artifact and the scores on disk: one effect, start and seed."""
+        return f"{self.effect.id}-{self.start}-s{self.seed}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """One policy, really applied.
+
+    status: `measured`; or `gated`: its quality was hopeless and no joules were spent on measuring it.
+    quality: mean score on validation. loss: reference minus this, paired per example; None for a reference.
+    energy_per_item_j, latency_s: from `measurement`; ratio: energy per item over the reference's, interleaved.
+    size_bytes: the artifact's. memory_bytes: weights and the peak of what one call allocates.
+    seconds: by phase. spent_j: all that this evaluation cost, training and compilers included.
+    """
+
+    key: str
+    effect: Effect
+    start: str
+    seed: int
+    status: Literal["measured", "gated"]
+    quality: Interval
+    loss: Interval | None = None
+    ratio: Interval | None = None
+    measurement: Measurement | None = None
+    size_bytes: int | None = None
+    memory_bytes: int | None = None
+    recipe: Recipe | None = None
+    kernels: tuple[Kernel, ...] = ()
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    spent_j: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        data = asdict(self)
+        data["effect"] = self.effect.parts
+        data["measurement"] = None if self.measurement is None else self.measurement.to_json()
+        return data
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "Evaluation":
+        def interval(name: str) -> Interval | None:
+            return None if data[name] is None else Interval(**data[name])
+
+        return cls(
+            **{
+                **data,
+                "effect": Effect.of(data["effect"]),
+                "quality": Interval(**data["quality"]),
+                "loss": interval("loss"),
+                "ratio": interval("ratio"),
+                "measurement": None if data["measurement"] is None else Measurement.from_json(data["measurement"]),
+                "recipe": None if data["recipe"] is None else Recipe(**data["recipe"]),
+                "kernels": tuple(Kernel(**kernel) for kernel in data["kernels"]),
+            }
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """A front member measured afresh and judged once on the test split."""
+
+    key: str
+    test: Interval
+    test_loss: Interval
+    ratio: Interval
+    measurement: Measurement
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    spent_j: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "measurement": self.measurement.to_json()}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "Published":
+        intervals = {name: Interval(**data[name]) for name in ("test", "test_loss", "ratio")}
+        return cls(**{**data, **intervals, "measurement": Measurement.from_json(data["measurement"])})

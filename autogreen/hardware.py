@@ -1,0 +1,43 @@
+"""Which machine this is: stated with every number, and part of a study's fingerprint."""
+
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+
+def describe(device: str) -> dict[str, Any]:
+    """Name of the device, cores, driver and the versions that decide which kernels run."""
+    import torch
+
+    found: dict[str, Any] = {
+        "device": device,
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count() or 1,
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+    if device.startswith("cuda"):
+        import pynvml
+
+        pynvml.nvmlInit()
+        found |= {"gpu": torch.cuda.get_device_name(device), "driver": str(pynvml.nvmlSystemGetDriverVersion())}
+    return found
+
+
+def name(hardware: dict[str, Any]) -> str:
+    """One short line."""
+    if "gpu" in hardware:
+        return str(hardware["gpu"])
+    return f"{hardware['cpu']}, {hardware['cores']} cores, {hardware['cpu_capability']}"
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

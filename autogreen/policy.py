@@ -1,0 +1,101 @@
+"""Policy: what to do to a model, as frozen settings; Effect: what that does to one model, and its identity.
+
+    pruning:       [{target: "blocks.*", ratio: 0.5}]         ordered rules, the first match wins
+    distillation:  {epochs: 2, alpha: 0.5, temperature: 4}
+    quantization:  [{target: "head", scheme: none}, {target: "*", scheme: w8a8}]
+    parallelism:   {threads: 1}
+    runtime:       {engine: inductor}
+
+Every section may be left out. A search space is the same text with holes (`autogreen.space`).
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from autogreen.anatomy import Anatomy
+from autogreen.engines import Runtime
+from autogreen.schema import build
+from autogreen.techniques import TECHNIQUES
+
+SECTIONS = (*TECHNIQUES, "runtime")
+
+
+def section_class(name: str) -> Any:
+    """The settings class of a section."""
+    return Runtime if name == "runtime" else TECHNIQUES[name]
+
+
+def build_setting(section: str, data: Any, where: str) -> Any:
+    """Build one rule or section from plain data, strictly."""
+    return build(section_class(section), data, where)
+
+
+@dataclass(frozen=True)
+class Policy:
+    """settings: for each section its rules in order; a section that is one mapping holds one."""
+
+    settings: Mapping[str, tuple[Any, ...]]
+
+    def to_json(self) -> dict[str, Any]:
+        """The plain data that `SearchSpace.from_json(...).policy()` reads, every field written out."""
+        return {
+            section: [asdict(rule) for rule in rules] if section_class(section).ordered else asdict(rules[0])
+            for section, rules in self.settings.items()
+            if rules
+        }
+
+    def effect(self, anatomy: Anatomy) -> "Effect":
+        """What the policy does to a model of this anatomy.
+
+        Raises:
+            RefusedError: a target that matches nothing treatable, or conflicting rules.
+        """
+        parts: dict[str, Any] = {}
+        for section, technique in TECHNIQUES.items():
+            units = anatomy.units.get(section, ())
+            if part := technique.effect(self.settings.get(section, ()), units):
+                parts[section] = part
+        runtime = self.settings.get("runtime") or (Runtime(),)
+        parts["runtime"] = asdict(runtime[0])
+        return Effect.of(parts)
+
+
+@dataclass(frozen=True)
+class Effect:
+    """Canonical JSON of what is done, section by section; equal effects are one policy."""
+
+    text: str
+
+    @classmethod
+    def of(cls, parts: Mapping[str, Any]) -> "Effect":
+        """From plain data."""
+        return cls(json.dumps(parts, sort_keys=True))
+
+    @property
+    def id(self) -> str:
+        """First 12 hexadecimal digits of the text's SHA-256."""
+        return hashlib.sha256(self.text.encode()).hexdigest()[:12]
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        """A fresh copy of the sections."""
+        parts: dict[str, Any] = json.loads(self.text)
+        return parts
+
+    @property
+    def engine(self) -> str:
+        return str(self.parts["runtime"]["engine"])
+
+    def refusal(self, anatomy: Anatomy, device: str) -> str | None:
+        """Why this cannot really be applied on the device, or None."""
+        parts = self.parts
+        for section, technique in TECHNIQUES.items():
+            if section in parts:
+                units: Sequence[Any] = anatomy.units.get(section, ())
+                reason: str | None = technique.refusal(parts[section], units, device=device, engine=self.engine)
+                if reason:
+                    return f"{section}: {reason}"
+        return None

@@ -1,0 +1,62 @@
+"""Results: everything a study has found so far, as frozen values. Fronts, pages and mirrors are made from it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from autogreen.evaluation import Evaluation, Published
+from autogreen.measurement import Tier
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialResult:
+    """One policy that the search tried. `params` are the knobs that varied, in plain values.
+
+    state: `measured`; `gated` (hopeless quality, never measured); `failed` (`reason` tells); `waiting` (not finished).
+    feasible: every constraint holds.
+    """
+
+    number: int
+    state: Literal["measured", "gated", "failed", "waiting"]
+    params: Mapping[str, Any]
+    policy: Mapping[str, Any]
+    evaluation: Evaluation | None = None
+    feasible: bool = False
+    reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bill:
+    """What the search itself cost, training and compilers included. seconds: by phase, `total` among them."""
+
+    energy_j: float
+    seconds: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """item: what is counted. baseline: the reference in its best runtime; plain: in plain use (eager).
+    controls: by name. published: by evaluation key. reference_point: (loss, energy ratio) of the hypervolume, fixed
+    when the study began. max_loss: the quality floor, as a loss against the baseline, or None. experiment: as resolved.
+    """
+
+    study: str
+    experiment: Mapping[str, Any]
+    task: str
+    workload: Mapping[str, Any]
+    hardware: Mapping[str, Any]
+    item: str
+    tier: Tier
+    boundary: str
+    baseline: Evaluation
+    plain: Evaluation
+    controls: Mapping[str, Evaluation]
+    trials: tuple[TrialResult, ...]
+    published: Mapping[str, Published]
+    reference_point: tuple[float, float]
+    max_loss: float | None
+    bill: Bill
+
+    @property
+    def measured(self) -> tuple[TrialResult, ...]:
+        return tuple(trial for trial in self.trials if trial.state == "measured")

@@ -1,0 +1,112 @@
+"""The YAML edge: bounded text to plain data, plain data to frozen dataclasses. Everything is validated here, once.
+
+A document is at most 1 MB and holds plain scalars, lists and mappings: no tags (they construct objects), no anchors
+or aliases (a few hundred bytes of them expand to gigabytes), no duplicate keys (the last one would win silently).
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import fields
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from autogreen.errors import ConfigError
+from autogreen.registry import nearest
+
+MAX_BYTES = 1_000_000
+
+T = TypeVar("T")
+
+
+class _Loader(yaml.SafeLoader):
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.events.AliasEvent):
+            raise yaml.YAMLError("anchors and aliases are not allowed; write the value out")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str):
+                raise yaml.YAMLError(f"the key {key!r} on line {key_node.start_mark.line + 1} is not text")
+            if key in seen:
+                raise yaml.YAMLError(f"the key {key!r} stands twice, on line {key_node.start_mark.line + 1} again")
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read one mapping from a YAML file.
+
+    Raises:
+        ConfigError: the file is missing, a folder, too large, not YAML, or not a mapping.
+    """
+    try:
+        if path.is_dir():
+            raise ConfigError(f"{path} is a folder; name a YAML file in it.")
+        if (size := path.stat().st_size) > MAX_BYTES:
+            raise ConfigError(f"{path} has {size:,} bytes; an experiment or policy has at most {MAX_BYTES:,}.")
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        siblings = [entry.name for entry in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
+        raise ConfigError(f"{path} does not exist.{nearest(path.name, siblings)}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not text in UTF-8: {error}.") from None
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}.") from error
+    return parse_yaml(text, str(path))
+
+
+def parse_yaml(text: str, where: str) -> dict[str, Any]:
+    """Parse one YAML mapping; `where` names the source in errors."""
+    try:
+        data = yaml.load(text, Loader=_Loader)  # a SafeLoader with less
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise ConfigError(f"{where} is not valid YAML: {reason}") from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"{where} must hold a mapping (key: value), not {type(data).__name__}.")
+    return data
+
+
+def check_keys(mapping: Mapping[str, Any], allowed: tuple[str, ...], where: str) -> None:
+    """Refuse unknown keys, naming the nearest known one."""
+    for key in mapping:
+        if key not in allowed:
+            raise ConfigError(f"{where}: unknown key {key!r}.{nearest(key, allowed)} Allowed: {', '.join(allowed)}.")
+
+
+def build(cls: type[T], data: Any, where: str) -> T:
+    """Build a frozen dataclass from plain data: strict types (no text for a number), no unknown keys.
+
+    Raises:
+        ConfigError: names the path below `where`, the value, and what is allowed.
+    """
+    from pydantic import ValidationError
+
+    if not isinstance(data, Mapping):
+        raise ConfigError(f"{where} must be a mapping, not {data!r}.")
+    check_keys(data, tuple(field.name for field in fields(cls)), where)  # type: ignore[arg-type]
+    try:
+        # JSON mode is strict about scalars and still takes lists for tuples and mappings for dataclasses.
+        built: T = _adapter(cls).validate_json(json.dumps(data, allow_nan=True), strict=True)
+    except (TypeError, ValueError) as error:
+        if not isinstance(error, ValidationError):
+            raise ConfigError(f"{where}: {error}") from None
+        first = error.errors()[0]
+        path = ".".join([where, *(str(part) for part in first["loc"])])
+        message = first["msg"].removeprefix("Value error, ")
+        shown = "" if first["type"] in ("value_error", "missing") else f", not {first['input']!r}"
+        raise ConfigError(f"{path}: {message[:1].lower()}{message[1:]}{shown}.".replace("..", ".")) from None
+    return built
+
+
+@cache
+def _adapter(cls: type[Any]) -> Any:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(cls)

@@ -1,0 +1,311 @@
+"""Search space: a policy with holes.
+
+    {choice: [a, b]}                      one of several; numbers are ordered by size
+    {ordered: [none, bf16, w8a8]}         one of several that have an order (fewer and fewer bits)
+    {float: {low, high, step, log}}       Optuna's FloatDistribution
+    {int: {low, high, step, log}}         Optuna's IntDistribution
+
+Ordered options reach Optuna as ordinals, so that samplers know that 4 lies between 2 and 8. In a rule, `each: GLOB` in
+the place of `target` makes one hole a unit (layer or dependency group); `by: block` shares it within a repeated block,
+`by: group` among layers fed by the same tensor (q, k and v; gate and up).
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from autogreen.anatomy import Anatomy
+from autogreen.errors import ConfigError, RefusedError
+from autogreen.policy import SECTIONS, Policy, build_setting, section_class
+from autogreen.schema import check_keys, read_yaml
+from autogreen.techniques import Unit, matches
+
+if TYPE_CHECKING:
+    from optuna import Trial
+
+KINDS = ("choice", "ordered", "float", "int")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hole:
+    """options: the values to choose from, or None for a range."""
+
+    options: tuple[Any, ...] | None = None
+    ordered: bool = False
+    kind: str = "choice"
+    low: float = 0.0
+    high: float = 0.0
+    step: float | None = None
+    log: bool = False
+
+    def ask(self, trial: "Trial", name: str) -> Any:
+        """Let Optuna choose."""
+        if self.options is None:
+            if self.kind == "int":
+                return trial.suggest_int(name, int(self.low), int(self.high), step=int(self.step or 1), log=self.log)
+            value = trial.suggest_float(name, self.low, self.high, step=self.step, log=self.log)
+            return round(value, 10)  # stepped floats come back as 0.30000000000000004
+        if len(self.options) == 1:
+            return self.options[0]
+        if self.ordered:
+            return self.options[trial.suggest_int(name, 0, len(self.options) - 1)]
+        return trial.suggest_categorical(name, self.options)
+
+    def extremes(self) -> tuple[Any, ...]:
+        """Values that stand for all others when the hole is validated; of a float range also a broken number."""
+        if self.options is not None:
+            return self.options
+        ends = (self.low, self.high)
+        return ends if self.kind == "int" else (*ends, self.low + (self.high - self.low) / math.pi)
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """sections: for each section its rules; a rule maps a field to a literal or a `Hole`."""
+
+    sections: Mapping[str, tuple[Mapping[str, Any], ...]]
+
+    @classmethod
+    def load(cls, path: Path) -> "SearchSpace":
+        """Read from a YAML file."""
+        return cls.from_json(read_yaml(path), str(path))
+
+    @classmethod
+    def from_json(cls, data: Any, where: str = "space") -> "SearchSpace":
+        """Build from plain data; every literal and every end or option of a hole is validated here.
+
+        Raises:
+            ConfigError: names the path, the value and what is allowed.
+        """
+        if not isinstance(data, Mapping):
+            raise ConfigError(f"{where} must be a mapping of sections, not {data!r}. Sections: {', '.join(SECTIONS)}.")
+        check_keys(data, SECTIONS, where)
+        sections = {}
+        for section in SECTIONS:
+            if section not in data:
+                continue
+            rules, path = data[section], f"{where}.{section}"
+            if not section_class(section).ordered:
+                sections[section] = (_rule(section, rules, path),)
+                continue
+            if not isinstance(rules, list):
+                raise ConfigError(f"{path} must be a list of rules (- target: ...), not {rules!r}.")
+            sections[section] = tuple(_rule(section, rule, f"{path}.{n}") for n, rule in enumerate(rules))
+        return cls(sections)
+
+    def holes(self) -> dict[str, Hole]:
+        """Every open hole by its name; an `each` that is not expanded yet counts as one."""
+        found = {}
+        for section, rule, field, hole in self._walk():
+            if hole.options is None or len(hole.options) > 1:
+                found[_hole_name(section, rule, field)] = hole
+        return found
+
+    def expand(self, anatomy: Anatomy) -> "SearchSpace":
+        """Replace every `each` by one rule a unit that no earlier rule covers.
+
+        Raises:
+            RefusedError: a target or `each` matches nothing that the technique can treat (those there are named).
+        """
+        sections: dict[str, tuple[Mapping[str, Any], ...]] = {}
+        for section, rules in self.sections.items():
+            if not section_class(section).ordered:
+                sections[section] = rules
+                continue
+            units, covered, expanded = anatomy.units.get(section, ()), set[str](), list[Mapping[str, Any]]()
+            for rule in rules:
+                pattern = rule.get("each", rule.get("target"))
+                hit = [unit for unit in units if matches(pattern, unit)]
+                if not hit:
+                    raise RefusedError(
+                        f"{section}: {pattern!r} matches nothing that {section} can treat in {anatomy.model}. "
+                        f"Treatable: {', '.join(unit.name for unit in units) or 'nothing'}."
+                    )
+                fresh = [unit for unit in hit if unit.name not in covered]
+                covered.update(unit.name for unit in hit)
+                if "target" in rule:
+                    expanded.append(rule)
+                    continue
+                shared = {key: value for key, value in rule.items() if key not in ("each", "by")}
+                for unit in fresh:
+                    name = _shared_name(unit, rule.get("by"))
+                    expanded += [{"target": member, "name": name, **shared} for member in unit.members]
+            sections[section] = tuple(expanded)
+        return SearchSpace(sections)
+
+    def fill(self, trial: "Trial") -> Policy:
+        """Ask a trial for every hole."""
+        answers: dict[str, Any] = {}
+
+        def answer(name: str, hole: Hole) -> Any:
+            if name not in answers:
+                answers[name] = hole.ask(trial, name)
+            return answers[name]
+
+        return self._filled(answer)
+
+    def policy(self) -> Policy:
+        """The one policy of a space without holes.
+
+        Raises:
+            ConfigError: the space leaves something open.
+        """
+        if holes := self.holes():
+            raise ConfigError(
+                f"this is a search space, not one policy: it leaves {', '.join(holes)} open. Write one value for each."
+            )
+        return self._filled(lambda name, hole: hole.extremes()[0])
+
+    def restrict(self, section: str, field: str, refused: Sequence[Any]) -> "SearchSpace":
+        """Take options out of every hole of one field.
+
+        Raises:
+            RefusedError: a hole is left without options, or a literal is itself refused.
+        """
+        sections = dict(self.sections)
+        rules = []
+        for rule in sections.get(section, ()):
+            value = rule.get(field)
+            if isinstance(value, Hole) and value.options is not None:
+                left = tuple(option for option in value.options if option not in refused)
+                if not left:
+                    raise RefusedError(
+                        f"{_hole_name(section, rule, field)}: every option ({value.options}) is refused."
+                    )
+                rule = {**rule, field: Hole(options=left, ordered=value.ordered)}
+            rules.append(rule)
+        sections[section] = tuple(rules)
+        return SearchSpace(sections)
+
+    def options(self, section: str, field: str) -> tuple[Any, ...]:
+        """Every value that some rule can give a field, in order of appearance; of a range its ends."""
+        found: dict[Any, None] = {}
+        for rule in self.sections.get(section, ()):
+            value = rule.get(field)
+            values = value.extremes() if isinstance(value, Hole) else (value,) if field in rule else ()
+            found.update(dict.fromkeys(values))
+        return tuple(found)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data that `from_json` reads."""
+
+        def show(value: Any) -> Any:
+            if not isinstance(value, Hole):
+                return value
+            if value.options is not None:
+                return {"ordered" if value.ordered else "choice": list(value.options)}
+            ends = {"low": value.low, "high": value.high, "step": value.step, "log": value.log}
+            return {value.kind: {key: end for key, end in ends.items() if end is not None}}
+
+        shown = {}
+        for section, rules in self.sections.items():
+            plain = [{key: show(value) for key, value in rule.items() if key != "name"} for rule in rules]
+            shown[section] = plain if section_class(section).ordered else plain[0]
+        return shown
+
+    def _walk(self) -> Iterator[tuple[str, Mapping[str, Any], str, Hole]]:
+        for section, rules in self.sections.items():
+            for rule in rules:
+                for field, value in rule.items():
+                    if isinstance(value, Hole):
+                        yield section, rule, field, value
+
+    def _filled(self, answer: Any) -> Policy:
+        settings = {}
+        for section, rules in self.sections.items():
+            filled = []
+            for rule in rules:
+                values = {
+                    field: answer(_hole_name(section, rule, field), value) if isinstance(value, Hole) else value
+                    for field, value in rule.items()
+                    if field != "name"
+                }
+                filled.append(build_setting(section, values, section))
+            settings[section] = tuple(filled)
+        return Policy(settings)
+
+
+def _hole_name(section: str, rule: Mapping[str, Any], field: str) -> str:
+    owner = rule.get("name") or rule.get("each") or rule.get("target")
+    return f"{section}[{owner}].{field}" if owner else f"{section}.{field}"
+
+
+def _shared_name(unit: Unit, by: str | None) -> str:
+    if by == "block":
+        return f"block {unit.block}"
+    return f"group {unit.peers}" if by == "group" else unit.name
+
+
+def _rule(section: str, data: Any, where: str) -> Mapping[str, Any]:
+    if not isinstance(data, Mapping):
+        raise ConfigError(f"{where} must be a mapping, not {data!r}.")
+    cls = section_class(section)
+    keys = tuple(field.name for field in fields(cls))
+    check_keys(data, (*keys, "each", "by") if cls.ordered else keys, where)
+    if cls.ordered and ("each" in data) == ("target" in data):
+        raise ConfigError(f"{where} needs either `target` or `each`, a glob on module names.")
+    if data.get("by", "block") not in ("block", "group") or ("by" in data and "each" not in data):
+        raise ConfigError(f"{where}.by must be `block` or `group`, beside `each`; not {data['by']!r}.")
+    rule = {
+        key: _value(value, f"{where}.{key}") if isinstance(value, Mapping) else value for key, value in data.items()
+    }
+    _validate(section, rule, where)
+    return rule
+
+
+def _validate(section: str, rule: Mapping[str, Any], where: str) -> None:
+    """Build the setting with every option of every hole, so that a wrong one is told before anything runs."""
+    sample = {key: value.extremes()[0] if isinstance(value, Hole) else value for key, value in rule.items()}
+    sample.pop("by", None)
+    if "each" in sample:
+        sample["target"] = sample.pop("each")
+    if not isinstance(sample.get("target", ""), str):
+        raise ConfigError(f"{where}.target must be a glob on module names, not {sample['target']!r}.")
+    build_setting(section, sample, where)
+    for key, value in rule.items():
+        if isinstance(value, Hole):
+            for option in value.extremes():
+                build_setting(section, {**sample, key: option}, where)
+
+
+def _value(data: Mapping[str, Any], where: str) -> Hole:
+    if len(data) != 1 or (kind := next(iter(data))) not in KINDS:
+        raise ConfigError(f"{where} must be a value or one hole ({', '.join(KINDS)}), not {dict(data)!r}.")
+    given = data[kind]
+    if kind in ("choice", "ordered"):
+        if not isinstance(given, list) or not given:
+            raise ConfigError(f"{where}.{kind} must be a list with at least one option, not {given!r}.")
+        for n, option in enumerate(given):
+            if isinstance(option, list | dict) or (isinstance(option, float) and not math.isfinite(option)):
+                raise ConfigError(f"{where}.{kind}.{n} must be text, a finite number or true/false, not {option!r}.")
+            if option in given[:n]:
+                raise ConfigError(f"{where}.{kind} names {option!r} twice.")
+        numbers = all(isinstance(option, int | float) and not isinstance(option, bool) for option in given)
+        options = tuple(sorted(given)) if numbers else tuple(given)
+        return Hole(options=options, ordered=numbers or kind == "ordered")
+    return _range(kind, given, f"{where}.{kind}")
+
+
+def _range(kind: str, given: Any, where: str) -> Hole:
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"{where} must be a mapping with low and high, not {given!r}.")
+    check_keys(given, ("low", "high", "step", "log"), where)
+    number = int if kind == "int" else (int, float)
+    for key in ("low", "high", "step"):
+        value = given.get(key, None if key == "step" else "")
+        if value is not None and (not isinstance(value, number) or isinstance(value, bool) or not math.isfinite(value)):  # type: ignore[arg-type]
+            raise ConfigError(
+                f"{where}.{key} must be {'a whole' if kind == 'int' else 'a finite'} number, not {value!r}."
+            )
+    low, high, step, log = given["low"], given["high"], given.get("step"), given.get("log", False)
+    if not isinstance(log, bool):
+        raise ConfigError(f"{where}.log must be true or false, not {log!r}.")
+    if low >= high:
+        raise ConfigError(f"{where}: low ({low}) must be below high ({high}).")
+    if step is not None and not 0 < step <= high - low:
+        raise ConfigError(f"{where}.step must be above 0 and at most high - low, not {step!r}.")
+    if log and (low <= 0 or step is not None):
+        raise ConfigError(f"{where}: log needs low above 0 and no step.")
+    return Hole(kind=kind, low=low, high=high, step=step, log=log)

@@ -1,0 +1,50 @@
+"""The one training loop: from scratch for a task's own networks, fine-tuning and distillation for policies."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from autogreen.errors import EvaluationError
+from autogreen.tasks import Task, count, to_device
+
+
+def train(
+    model: nn.Module,
+    task: Task,
+    loss: Callable[[Any, Any], Tensor],
+    *,
+    epochs: int,
+    learning_rate: float,
+    seed: int,
+    device: str,
+    check: Callable[[], None] = lambda: None,
+) -> nn.Module:
+    """Train in place with AdamW on a one-cycle schedule; return the model in inference mode.
+
+    loss: (outputs, batch) -> scalar. learning_rate: the schedule's peak. seed: data order, dropout and whatever else
+    torch draws. check: called before every step; raises when time is up.
+
+    Source: Smith and Topin, Super-Convergence, 2018 (schedule); Loshchilov and Hutter, ICLR 2019 (AdamW).
+
+    Raises:
+        EvaluationError: the loss is not finite.
+    """
+    torch.manual_seed(seed)
+    model.to(device).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=1e-2)
+    steps = max(2, epochs * count(task.batches("train", 0)))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps + 1, pct_start=0.2)
+    for epoch in range(epochs):
+        for given in task.batches("train", epoch):
+            check()
+            batch = to_device(given, device)
+            value = loss(task.forward(model, batch), batch)
+            if not torch.isfinite(value):
+                raise EvaluationError(f"the training loss is {value.item()} in epoch {epoch + 1}; lower learning_rate.")
+            optimizer.zero_grad(set_to_none=True)
+            value.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            schedule.step()
+    return model.eval()

@@ -1,0 +1,141 @@
+"""Techniques: how one section of a policy changes a model.
+
+Sections run in the order of `TECHNIQUES`: prune -> distil -> quantize -> parallelise. Quantizing early and distilling
+late is known to collapse (arXiv 2511.19495), so the order in a file means nothing.
+
+    settings (what the user wrote)  --effect-->  effect (what it does to this model; JSON)  --apply-->  model
+
+A policy's identity is its effect, and `apply` sees nothing but the effect: two texts with one effect are one policy.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self
+
+from autogreen.errors import RefusedError
+from autogreen.registry import Table
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from autogreen.tasks import Inputs, Task
+
+TECHNIQUES = Table(
+    "technique",
+    {
+        "pruning": "autogreen.techniques.pruning:Pruning",
+        "distillation": "autogreen.techniques.distillation:Distillation",
+        "quantization": "autogreen.techniques.quantization:Quantization",
+        "parallelism": "autogreen.techniques.parallelism:Parallelism",
+    },
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unit:
+    """What one rule can treat: a layer (quantization) or a dependency group (pruning).
+
+    name: dotted name of the layer, or of the group's first layer; members: all layers in it.
+    width: output channels or features. calls: how often one forward pass runs it.
+    block: the repeated block it stands in; peers: name of the first layer fed by the same tensor (q for k and v).
+    """
+
+    name: str
+    members: tuple[str, ...]
+    kind: Literal["conv", "linear"]
+    width: int
+    calls: int
+    block: str
+    peers: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """What a technique may need besides the effect. `check` raises when the trial's time limit has passed."""
+
+    task: "Task"
+    example: "Inputs"  # at the batch size that will run
+    seed: int
+    device: str
+    teacher: "nn.Module"
+    check: Callable[[], None]
+    cache: dict[str, Any]  # lives as long as the worker: teacher logits, for one
+
+
+class Technique(Protocol):
+    """One section of a policy; an instance is one rule of it, or the whole section where `ordered` is False."""
+
+    ordered: ClassVar[bool]
+
+    @classmethod
+    def units(cls, model: "nn.Module", example: "Inputs") -> tuple[Unit, ...]:
+        """What of this model the technique can treat."""
+        ...
+
+    @classmethod
+    def effect(cls, settings: Sequence[Self], units: Sequence[Unit]) -> Any:
+        """What the settings do to these units: JSON, canonical, ``None`` or empty where they do nothing.
+
+        Raises:
+            RefusedError: a target matches nothing treatable, or two rules conflict within one unit.
+        """
+        ...
+
+    @classmethod
+    def refusal(cls, effect: Any, units: Sequence[Unit], *, device: str, engine: str) -> str | None:
+        """Why the effect cannot really be applied on this device in this engine, or None."""
+        ...
+
+    @classmethod
+    def apply(cls, effect: Any, model: "nn.Module", context: Context) -> "nn.Module":
+        """Return the changed model; `model` itself may be changed and is not used afterwards."""
+        ...
+
+
+def matches(pattern: str, unit: Unit) -> bool:
+    """Tell whether a glob, in which ``*`` crosses dots, names any member of the unit."""
+    return any(fnmatchcase(member, pattern) for member in unit.members)
+
+
+class Rule(Protocol):
+    """A setting with a target."""
+
+    @property
+    def target(self) -> str: ...
+
+
+def assign(rules: Sequence[Any], units: Sequence[Unit], technique: str) -> Iterator[tuple[Unit, Any]]:
+    """Yield (unit, rule) by first match; units that no rule names are left out.
+
+    Raises:
+        RefusedError: a target matches no treatable unit (those there are named), or the members of one unit fall
+            under rules that say different things.
+    """
+    for rule in rules:
+        if not any(matches(rule.target, unit) for unit in units):
+            raise RefusedError(
+                f"{technique}: target {rule.target!r} matches nothing that {technique} can treat in this model. "
+                f"Treatable: {', '.join(unit.name for unit in units) or 'nothing'}."
+            )
+    for unit in units:
+        found = {member: _first(rules, member) for member in unit.members}
+        chosen = [rule for rule in found.values() if rule is not None]
+        if not chosen:
+            continue
+        said = {member: _saying(rule) for member, rule in found.items() if rule is not None}
+        if len(set(map(repr, said.values()))) > 1:
+            told = "; ".join(f"{member} {saying}" for member, saying in said.items())
+            raise RefusedError(
+                f"{technique}: {', '.join(unit.members)} depend on each other and need one setting, but the rules "
+                f"conflict: {told}. Target the whole group, or only {unit.name!r}."
+            )
+        yield unit, chosen[0]
+
+
+def _first(rules: Iterable[Any], member: str) -> Any | None:
+    return next((rule for rule in rules if fnmatchcase(member, rule.target)), None)
+
+
+def _saying(rule: Any) -> Mapping[str, Any]:
+    return {key: value for key, value in vars(rule).items() if key != "target"}
