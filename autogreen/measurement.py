@@ -1,0 +1,215 @@
+"""What measuring is told, and what it yields: frozen values, every reading beside its statistics, to JSON and back."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from autogreen.errors import ConfigError
+from autogreen.meters import Reading, Tier
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """A mean and the ends of its 95 % interval. A spread that is unknown has no `Interval`; it is never 0."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """How long and how often to measure.
+
+    The stopping rule is simple: windows are added until a t-interval (Student, "The probable error of a mean",
+    Biometrika 6, 1908) is narrow enough. Looking at every window and stopping at the first narrow interval
+    undercovers: a nominal 95 % is about 94 % for independent windows, and below 90 % when neighbours are correlated.
+
+    Attributes:
+        warmup_s: seconds of calls before the first window, 0 to 3600.
+        window_s: least seconds of a window, above 0, at most 3600; at least 5 steps of the meter in any case.
+        min_windows, max_windows: used windows, 2 <= min_windows <= max_windows <= 1000.
+        target_relative: half width of the 95 % interval over the mean at which it stops, above 0, at most 1.
+        foreign_limit: foreign busy cores above which a window is discarded and tried again, 0 or more. After
+            min_windows such discards the load is taken as the machine's lot: used, with a warning.
+    """
+
+    warmup_s: float = 1.0
+    window_s: float = 0.5
+    min_windows: int = 4
+    max_windows: int = 10
+    target_relative: float = 0.05
+    foreign_limit: float = 0.25
+
+    def __post_init__(self) -> None:
+        rules: tuple[tuple[str, str, Callable[[float], bool]], ...] = (
+            ("warmup_s", "a number from 0 to 3600 (seconds)", lambda value: 0 <= value <= 3600),
+            ("window_s", "a number above 0, at most 3600 (seconds)", lambda value: 0 < value <= 3600),
+            ("min_windows", "a whole number from 2 to 1000", lambda value: 2 <= value <= 1000),
+            ("max_windows", "a whole number from 2 to 1000", lambda value: 2 <= value <= 1000),
+            ("target_relative", "a number above 0, at most 1", lambda value: 0 < value <= 1),
+            ("foreign_limit", "a number of 0 or more (busy cores)", lambda value: value >= 0),
+        )
+        for key, allowed, valid in rules:
+            value = getattr(self, key)
+            kind = int if key.endswith("windows") else (int, float)
+            if isinstance(value, bool) or not isinstance(value, kind) or not valid(value):
+                raise ConfigError(f"{key} is {value!r}; allowed: {allowed}.")
+        if self.max_windows < self.min_windows:
+            raise ConfigError(
+                f"max_windows is {self.max_windows}; allowed: a whole number from min_windows ({self.min_windows}) up."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Window:
+    """One window, used or not.
+
+    Attributes:
+        reading: what the meter said; None if it failed.
+        calls, duration_s: calls made and the seconds they took, synchronised at both ends.
+        used: whether it counts in the statistics.
+        reason: why it was discarded, or what speaks against it though it was used; None for a clean window.
+    """
+
+    reading: Reading | None
+    calls: int
+    duration_s: float
+    used: bool
+    reason: str | None = None
+
+    @property
+    def energy_per_call_j(self) -> float:
+        """Joules per call: the power, by the meter's clock, times the seconds per call.
+
+        Raises:
+            ValueError: the meter failed in this window.
+        """
+        if self.reading is None:
+            raise ValueError(f"no energy was read in this window: {self.reason}")
+        return self.reading.energy_j / self.reading.duration_s * (self.duration_s / self.calls)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """What one call costs, with its origin.
+
+    Attributes:
+        energy_per_item_j: joules per item; the 95 % interval of repeating, low not under 0.
+        latency_s: seconds per call, calls following one another without a pause.
+        items_per_call: items that one call treats.
+        tier, boundary: the meter's own words; tiers are never ranked against each other.
+        windows: every window in order, discarded ones too.
+        warnings: what may be wrong and what to do about it.
+    """
+
+    energy_per_item_j: Interval
+    latency_s: Interval
+    items_per_call: int
+    tier: Tier
+    boundary: str
+    windows: tuple[Window, ...]
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def range_per_item_j(self) -> Interval:
+        """Joules per item where the truth may lie: the interval widened by the meter's own systematic range."""
+        readings = [window.reading for window in self.windows if window.used and window.reading is not None]
+        total_j = sum(reading.energy_j for reading in readings)
+        energy = self.energy_per_item_j
+        return Interval(
+            mean=energy.mean,
+            low=energy.low * sum(reading.low_j for reading in readings) / total_j,
+            high=energy.high * sum(reading.high_j for reading in readings) / total_j,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data that `json.dumps` takes and `from_json` turns back into an equal measurement."""
+        data = asdict(self)
+        return data | {"windows": list(data["windows"]), "warnings": list(self.warnings)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "Measurement":
+        """The inverse of `to_json`.
+
+        Raises:
+            ConfigError: the data is not a measurement.
+        """
+        try:
+            return cls(
+                **{
+                    **data,
+                    "energy_per_item_j": Interval(**data["energy_per_item_j"]),
+                    "latency_s": Interval(**data["latency_s"]),
+                    "windows": tuple(_window(window) for window in data["windows"]),
+                    "warnings": tuple(data["warnings"]),
+                }
+            )
+        except (KeyError, TypeError) as error:
+            raise ConfigError(f"not a stored measurement: {type(error).__name__}: {error}.") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class Beside:
+    """Two things measured in turns.
+
+    Attributes:
+        candidate, reference: each one's own measurement.
+        ratio: energy per item of the candidate over the reference's: geometric mean and 95 % t-interval of the
+            logarithm over pairs of neighbouring windows. Slow drift and the meter's gain cancel in it.
+        warnings: about the ratio; each measurement has its own besides.
+    """
+
+    candidate: Measurement
+    reference: Measurement
+    ratio: Interval
+    warnings: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data that `json.dumps` takes and `from_json` turns back into an equal object."""
+        return {
+            "candidate": self.candidate.to_json(),
+            "reference": self.reference.to_json(),
+            "ratio": asdict(self.ratio),
+            "warnings": list(self.warnings),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "Beside":
+        """The inverse of `to_json`.
+
+        Raises:
+            ConfigError: the data is not a comparison.
+        """
+        try:
+            return cls(
+                candidate=Measurement.from_json(data["candidate"]),
+                reference=Measurement.from_json(data["reference"]),
+                ratio=Interval(**data["ratio"]),
+                warnings=tuple(data["warnings"]),
+            )
+        except (KeyError, TypeError) as error:
+            raise ConfigError(f"not a stored comparison: {type(error).__name__}: {error}.") from error
+
+
+def interval(values: Sequence[float]) -> Interval:
+    """Mean and 95 % t-interval of at least 2 independent values.
+
+    Raises:
+        ValueError: fewer than 2 values; their spread is unknown.
+    """
+    from scipy.special import stdtrit  # type: ignore[import-untyped]
+
+    n = len(values)
+    if n < 2:
+        raise ValueError(f"{n} values have no spread; at least 2 are needed")
+    mean = math.fsum(values) / n
+    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
+    half = float(stdtrit(n - 1, 0.975)) * deviation / math.sqrt(n)
+    return Interval(mean=mean, low=mean - half, high=mean + half)
+
+
+def _window(data: Mapping[str, Any]) -> Window:
+    reading = data["reading"]
+    return Window(**{**data, "reading": None if reading is None else Reading(**reading)})

@@ -1,0 +1,143 @@
+"""Finding one NVIDIA board in NVML and opening its energy counter; every way that can fail, with its reason."""
+
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+from autogreen.errors import MeterError
+
+RETRY_S = 0.001  # before the second try of a read that failed
+
+
+class Unusable(MeterError):
+    """A `MeterError` whose reason and advice `diagnose` shows apart."""
+
+    def __init__(self, reason: str, advice: str) -> None:
+        super().__init__(f"{reason}. {advice}.")
+        self.reason, self.advice = reason, advice
+
+
+_initialised_in = 0  # the process id: NVML does not survive a fork
+
+
+def load_nvml() -> Any:
+    """The pynvml module, initialised in this very process."""
+    global _initialised_in
+    try:
+        import pynvml
+    except ImportError as error:
+        raise Unusable(f"pynvml cannot be imported ({error})", "Install it: pip install nvidia-ml-py") from error
+    if _initialised_in != os.getpid():
+        try:
+            pynvml.nvmlInit()
+        except pynvml.NVMLError as error:
+            raise Unusable(
+                f"NVML does not start ({error})",
+                "Install the NVIDIA driver (in a container, pass the GPU through), or run on cpu",
+            ) from error
+        _initialised_in = os.getpid()
+    return pynvml
+
+
+def lost(uuid: str, error: Exception) -> Unusable:
+    return Unusable(f"{uuid} cannot be read ({error})", "Look at it with nvidia-smi; a lost board wants a reboot")
+
+
+def open_counter(uuid: str) -> Callable[[], float]:
+    """Open the counter of one board and return its reader, in joules. One failing read is tried again once."""
+    nvml = load_nvml()
+    try:
+        handle = nvml.nvmlDeviceGetHandleByUUID(uuid)
+    except nvml.NVMLError as error:
+        raise lost(uuid, error) from error
+    if _mig(nvml, handle):
+        raise Unusable(
+            f"{uuid} is split by MIG and its counter counts all slices together",
+            "Switch MIG off for this board, or measure on another one",
+        )
+
+    def read() -> float:
+        try:
+            return _millijoules(nvml, handle) / 1000
+        except nvml.NVMLError:
+            time.sleep(RETRY_S)
+        try:
+            return _millijoules(nvml, handle) / 1000
+        except nvml.NVMLError as error:
+            if getattr(error, "value", None) == nvml.NVML_ERROR_NOT_SUPPORTED:
+                raise Unusable(
+                    f"{uuid} has no energy counter ({error}; boards before Volta and virtual GPUs have none)",
+                    "Measure on another board",
+                ) from error
+            raise lost(uuid, error) from error
+
+    return read
+
+
+def _millijoules(nvml: Any, handle: Any) -> int:
+    value: int = nvml.nvmlDeviceGetTotalEnergyConsumption(handle)
+    return value
+
+
+def _mig(nvml: Any, handle: Any) -> bool:
+    try:
+        return bool(nvml.nvmlDeviceGetMigMode(handle)[0])
+    except nvml.NVMLError:
+        return False  # boards without MIG answer NOT_SUPPORTED
+
+
+def find_uuid(device: str) -> str:
+    """The NVML UUID of a PyTorch device, whatever CUDA_VISIBLE_DEVICES holds: indices, UUIDs, in any order.
+
+    PyTorch itself is asked where it sees a GPU. Else the variable is read, and an index is believed only where NVML
+    and CUDA are bound to count alike.
+    """
+    kind, _, number = device.partition(":")
+    if kind != "cuda" or not (number.isdecimal() or device == "cuda"):
+        raise Unusable(f"NVML reads NVIDIA GPUs, and the device is {device!r}", "Run on cuda to measure a GPU")
+    index = int(number or 0)
+    variable = os.environ.get("CUDA_VISIBLE_DEVICES")
+    visible = [entry.strip() for entry in (variable or "").split(",") if entry.strip()]
+    if any(entry.startswith("MIG-") for entry in visible):
+        raise Unusable(
+            "CUDA_VISIBLE_DEVICES names a MIG slice, and the counter counts all slices of a board together",
+            "Switch MIG off for this board, or measure on another one",
+        )
+    nvml = load_nvml()
+    if (cuda := _cuda()) is not None:
+        if index >= cuda.device_count():
+            raise Unusable(f"there is no {device!r}, only {cuda.device_count()} GPU(s)", "Correct the device")
+        if not number:
+            index = cuda.current_device()
+        return f"GPU-{str(cuda.get_device_properties(index).uuid).removeprefix('GPU-')}"
+    try:
+        boards = [nvml.nvmlDeviceGetHandleByIndex(i) for i in range(nvml.nvmlDeviceGetCount())]
+        uuids = [str(nvml.nvmlDeviceGetUUID(board)) for board in boards]
+    except nvml.NVMLError as error:
+        raise lost("a GPU", error) from error
+    entries = [str(i) for i in range(len(uuids))] if variable is None else visible
+    if index >= len(entries):
+        raise Unusable(f"there is no {device!r}, only {len(entries)} GPU(s) are visible", "Correct the device")
+    entry = entries[index]
+    if not entry.isdecimal():
+        matching = [uuid for uuid in uuids if uuid.startswith(entry)]  # CUDA takes an unambiguous beginning
+    elif len(uuids) == 1 or os.environ.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID":
+        matching = uuids[int(entry) : int(entry) + 1]
+    else:
+        raise Unusable(
+            f"which board is {device!r}? CUDA may count {len(uuids)} boards in another order than NVML",
+            "Install PyTorch with CUDA, or set CUDA_DEVICE_ORDER=PCI_BUS_ID, or name UUIDs in CUDA_VISIBLE_DEVICES",
+        )
+    if len(matching) != 1:
+        raise Unusable(f"{entry!r} in CUDA_VISIBLE_DEVICES fits {len(matching)} boards", f"There are: {uuids}")
+    return matching[0]
+
+
+def _cuda() -> Any:
+    """`torch.cuda` where PyTorch sees a GPU, else None."""
+    try:
+        import torch
+    except ImportError:
+        return None
+    return torch.cuda if torch.cuda.is_available() else None
