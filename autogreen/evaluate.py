@@ -63,17 +63,20 @@ class Evaluator:
 
     def prepare(self) -> dict[str, Any]:
         """Build the baseline; return its anatomy, what identifies task and data, the machine and the meter."""
-        self._all_cores()
-        model = self._start("baseline")
-        anatomy = survey(model, self._example(1), tuple(TECHNIQUES))
-        self._anatomy = anatomy
         meter = self._meter()
+        watch = _Watch(self._meter(), None, None)
+        with watch.phase("training"):
+            self._all_cores()
+            model = self._start("baseline")
+        self._anatomy = anatomy = survey(model, self._example(1), tuple(TECHNIQUES))
         return {
             "anatomy": anatomy.to_json(),
             "fingerprint": dict(self.setup.task.fingerprint()),
             "hardware": hardware.describe(self.setup.device),
             "meter": {"tier": meter.tier, "boundary": meter.boundary},
             "item": self.setup.task.item,
+            "seconds": watch.seconds,
+            "spent_j": watch.close(),
         }
 
     def evaluate(self, request: Request) -> Evaluation:

@@ -11,7 +11,7 @@ the place of `target` makes one hole a unit (layer or dependency group); `by: bl
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,6 +52,17 @@ class Hole:
         if self.ordered:
             return self.options[trial.suggest_int(name, 0, len(self.options) - 1)]
         return trial.suggest_categorical(name, self.options)
+
+    def at(self, level: float) -> Any:
+        """The parameter, as Optuna sees it, at a level from 0 to 1."""
+        if self.options is not None:
+            return round(level * (len(self.options) - 1)) if self.ordered else self.options[0]
+        if self.log:
+            value = self.low * (self.high / self.low) ** level
+            return round(value) if self.kind == "int" else value
+        step = self.step or (1 if self.kind == "int" else None)
+        value = level * (self.high - self.low)
+        return self.low + (round(value / step) * step if step else value)
 
     def extremes(self) -> tuple[Any, ...]:
         """Values that stand for all others when the hole is validated; of a float range also a broken number."""
@@ -135,6 +146,23 @@ class SearchSpace:
             sections[section] = tuple(expanded)
         return SearchSpace(sections)
 
+    def uniform(self, levels: Mapping[str, float]) -> dict[str, Any]:
+        """Parameters for Optuna in which every hole of a section stands at one level of its range, 0 (first option or
+        low end) to 1; unordered holes stay at their first option, sections without a level in the middle."""
+        return {
+            name: hole.at(levels.get(name.partition("[")[0].partition(".")[0], 0.5))
+            for name, hole in self.holes().items()
+        }
+
+    def at(self, level: float) -> Policy:
+        """The policy in which every hole stands at one level of its range."""
+
+        def answer(name: str, hole: Hole) -> Any:
+            value = hole.at(level)
+            return hole.options[value] if hole.options is not None and hole.ordered else value
+
+        return self._filled(answer)
+
     def fill(self, trial: "Trial") -> Policy:
         """Ask a trial for every hole."""
         answers: dict[str, Any] = {}
@@ -158,26 +186,42 @@ class SearchSpace:
             )
         return self._filled(lambda name, hole: hole.extremes()[0])
 
-    def restrict(self, section: str, field: str, refused: Sequence[Any]) -> "SearchSpace":
-        """Take options out of every hole of one field.
+    def restrict(self, refusal: Callable[[Policy], str | None]) -> tuple["SearchSpace", dict[str, list[str]]]:
+        """Take out every option that `refusal` turns down when it stands alone; also return where, by reason.
 
         Raises:
-            RefusedError: a hole is left without options, or a literal is itself refused.
+            RefusedError: a literal is refused, or a hole is left without options.
         """
-        sections = dict(self.sections)
-        rules = []
-        for rule in sections.get(section, ()):
-            value = rule.get(field)
-            if isinstance(value, Hole) and value.options is not None:
-                left = tuple(option for option in value.options if option not in refused)
-                if not left:
-                    raise RefusedError(
-                        f"{_hole_name(section, rule, field)}: every option ({value.options}) is refused."
-                    )
-                rule = {**rule, field: Hole(options=left, ordered=value.ordered)}
-            rules.append(rule)
-        sections[section] = tuple(rules)
-        return SearchSpace(sections)
+        bad: dict[str, set[Any]] = {}
+        reasons: dict[str, list[str]] = {}
+        for section, rule, field, value in self._walk(literals=True):
+            name = _hole_name(section, rule, field)
+            for option in value.options or () if isinstance(value, Hole) else (value,):
+                alone = {key: item for key, item in rule.items() if not isinstance(item, Hole) and key != "name"}
+                setting = build_setting(section, {**alone, field: option}, section)
+                if reason := refusal(Policy({section: (setting,)})):
+                    if not isinstance(value, Hole):
+                        raise RefusedError(f"{name} = {option!r} cannot be done here: {reason}.")
+                    bad.setdefault(name, set()).add(option)
+                    where = reasons.setdefault(reason.partition(": ")[2] or reason, [])
+                    where += [name] if name not in where else []
+        sections = {}
+        for section, rules in self.sections.items():
+            kept = []
+            for rule in rules:
+                kept.append({field: self._without(bad, section, rule, field) for field in rule})
+            sections[section] = tuple(kept)
+        return SearchSpace(sections), reasons
+
+    @staticmethod
+    def _without(bad: Mapping[str, set[Any]], section: str, rule: Mapping[str, Any], field: str) -> Any:
+        value, name = rule[field], _hole_name(section, rule, field)
+        if not isinstance(value, Hole) or value.options is None or name not in bad:
+            return value
+        left = tuple(option for option in value.options if option not in bad[name])
+        if not left:
+            raise RefusedError(f"{name}: every option ({', '.join(map(str, value.options))}) is refused on this device.")
+        return Hole(options=left, ordered=value.ordered)
 
     def options(self, section: str, field: str) -> tuple[Any, ...]:
         """Every value that some rule can give a field, in order of appearance; of a range its ends."""
@@ -205,11 +249,11 @@ class SearchSpace:
             shown[section] = plain if section_class(section).ordered else plain[0]
         return shown
 
-    def _walk(self) -> Iterator[tuple[str, Mapping[str, Any], str, Hole]]:
+    def _walk(self, literals: bool = False) -> Iterator[tuple[str, Mapping[str, Any], str, Any]]:
         for section, rules in self.sections.items():
             for rule in rules:
                 for field, value in rule.items():
-                    if isinstance(value, Hole):
+                    if isinstance(value, Hole) or (literals and field not in ("target", "each", "by", "name")):
                         yield section, rule, field, value
 
     def _filled(self, answer: Any) -> Policy:

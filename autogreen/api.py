@@ -1,0 +1,85 @@
+"""The same job from Python, on one's own model."""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from autogreen.experiment import from_json
+from autogreen.front import Front
+from autogreen.store import Store
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+def search(
+    model: "nn.Module",
+    *,
+    train: Iterable[Any],
+    validation: Iterable[Any],
+    test: Iterable[Any],
+    loss: "Callable[[Any, Any], Tensor]",
+    score: "Callable[[Any, Any], Tensor]",
+    space: Any,
+    calibration: Iterable[Any] | None = None,
+    inputs: Callable[[Any], Any] | None = None,
+    item: str = "sample",
+    outputs: Literal["logits", "values"] = "logits",
+    name: str = "search",
+    runs: str | Path = "runs",
+    report: Callable[[Any], Any] = lambda progress: None,
+    **settings: Any,
+) -> Front:
+    """Search compression policies for a trained model; called again with the same arguments, it goes on.
+
+    Args:
+        model: the uncompressed model, trained.
+        train, validation, test, calibration: loaders of batches (tuples, dicts or dataclasses of tensors).
+        loss: (outputs, batch) -> scalar tensor to minimise while fine-tuning.
+        score: (outputs, batch) -> tensor [n], one number per example, higher is better; differences in it are what
+            `constraints.max_loss` limits.
+        space: a mapping like the YAML, or the path of one.
+        inputs: (batch) -> what the model is called with: a tensor, a tuple of arguments or a dict of keyword arguments;
+            by default a tuple's first element, or a dict without `labels`.
+        item: what one example is called. outputs: "logits" (distilled by KL divergence) or "values" (squared error).
+        name, runs: results live in `runs`/`name`.
+        report: called with a `Progress` after every step.
+        settings: other keys of an experiment: workload, constraints, budget, protocol, meter, sampler, seed, device, ...
+
+    Raises:
+        AutogreenError: says what, why and the next step.
+    """
+    from autogreen.search import search as run
+    from autogreen.tasks.given import Given
+
+    task = Given(
+        model=model,
+        train=train,
+        validation=validation,
+        test=test,
+        calibration=calibration,
+        loss_fn=loss,
+        score_fn=score,
+        inputs_fn=inputs,
+        item=item,
+        outputs=outputs,
+    )
+    if isinstance(space, Path):
+        space = str(space)
+    experiment = from_json({"space": space, **settings}, name=name, folder=Path.cwd(), task=task)
+    folder = Path(runs) / name
+    for progress in run(experiment, folder, Path(runs) / ".cache"):
+        report(progress)
+    return Front.of(Store.open(folder).results())
+
+
+def export(front: Front, *, to: str | Path, pick: str = "knee", runs: str | Path = "runs") -> Path:
+    """Write the picked policy of a front, as measured, as a bundle.
+
+    Raises:
+        AutogreenError: the rule fits no member, or the folder cannot be written.
+    """
+    from autogreen import bundle
+
+    artifacts = Path(runs) / front.results.study / "artifacts"
+    return bundle.export(front.pick(pick).evaluation, results=front.results, artifacts=artifacts, to=Path(to))

@@ -1,0 +1,281 @@
+"""The command line: picks files and prints; it holds no knobs of its own. All of it is also plain Python."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from autogreen.errors import AutogreenError, ConfigError
+
+app = typer.Typer(
+    name="autogreen",
+    help="AutoML that measures: search compression policies by quality and measured energy.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+Runs = Annotated[Path, typer.Option(help="Folder that holds the studies.", envvar="AUTOGREEN_RUNS")]
+RUNS = Path("runs")
+
+
+def main() -> None:
+    """Entry point: one clear line on stderr for what users can mend; `--debug` shows the traceback."""
+    try:
+        app(standalone_mode=False)
+    except AutogreenError as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        _fail("stopped. Nothing is lost: the same command goes on where it was.", 130)
+    except typer.Abort:
+        sys.exit(1)
+    except typer.Exit as stop:
+        sys.exit(stop.exit_code)
+    except OSError as error:
+        _fail(f"{error.filename or 'a file'}: {error.strerror or error}.")
+    except Exception as error:
+        import click
+
+        if not isinstance(error, click.ClickException):
+            raise
+        error.show()
+        sys.exit(error.exit_code)
+
+
+def _fail(message: str, code: int = 1) -> None:
+    if "--debug" in sys.argv:
+        raise
+    print(f"error: {message}", file=sys.stderr)  # noqa: T201
+    sys.exit(code)
+
+
+@app.callback()
+def _options(debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False) -> None:
+    pass
+
+
+@app.command()
+def sweep(
+    experiment: Annotated[Path, typer.Argument(metavar="EXPERIMENT.yaml")],
+    trials: Annotated[int | None, typer.Option(help="Budget of distinct policies.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the search.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key.")] = None,
+    fresh: Annotated[bool, typer.Option(help="Delete the study of this name and begin anew.")] = False,
+    dry_run: Annotated[bool, typer.Option(help="Run one trial; say what the sweep would do and cost.")] = False,
+    runs: Runs = RUNS,
+) -> None:
+    """Search, or go on with, an experiment; print its front."""
+    from autogreen import experiment as experiments
+    from autogreen.front import Front
+    from autogreen.search import plan, search
+    from autogreen.store import Store
+
+    overrides = [*(set_ or ())]
+    overrides += [f"budget.trials={trials}"] if trials is not None else []
+    overrides += [f"seed={seed}"] if seed is not None else []
+    loaded = experiments.load(experiment, tuple(overrides))
+    cache = runs / ".cache"
+    if dry_run:
+        _print_json(plan(loaded, runs / f".{loaded.name}-dry-run", cache))
+        return
+    folder = runs / loaded.name
+    if fresh:
+        Store.discard(folder)
+    _follow(search(loaded, folder, cache), loaded.budget.trials)
+    front = Front.of(Store.open(folder).results())
+    _show(front)
+    _mirror(front, folder, loaded.tracking)
+    print(f"\nNext: autogreen export {loaded.name} --pick knee --to bundle && autogreen verify bundle")  # noqa: T201
+
+
+@app.command()
+def front(
+    name: str,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    html: Annotated[Path | None, typer.Option(help="Write the interactive page to this file.")] = None,
+    runs: Runs = RUNS,
+) -> None:
+    """Show the front of a study."""
+    from autogreen.front import Front
+    from autogreen.store import Store
+
+    found = Front.of(Store.open(runs / name).results())
+    if html is not None:
+        from autogreen.page import write_page
+
+        write_page(found, html)
+    if json:
+        _print_json(found.to_json())
+    else:
+        _show(found)
+
+
+@app.command()
+def export(
+    name: str,
+    to: Annotated[Path, typer.Option(help="Folder to write; must not exist.")],
+    pick: Annotated[str, typer.Option(help="knee, cheapest, cheapest:loss<=X, best:energy<=J, or an id.")] = "knee",
+    runs: Runs = RUNS,
+) -> None:
+    """Write the picked policy, as measured, as a bundle."""
+    from autogreen import bundle
+    from autogreen.front import Front
+    from autogreen.store import Store
+
+    results = Store.open(runs / name).results()
+    member = Front.of(results).pick(pick)
+    bundle.export(member.evaluation, results=results, artifacts=runs / name / "artifacts", to=to)
+    print(f"{to}: {member.id}. Next: autogreen verify {to}")  # noqa: T201
+
+
+@app.command()
+def verify(folder: Path) -> None:
+    """Check a bundle's hashes, its outputs, and, on the same machine, its energy."""
+    from autogreen import bundle
+
+    print(bundle.verify(folder).summary())  # noqa: T201
+
+
+@app.command()
+def measure(
+    experiment: Annotated[Path, typer.Argument(metavar="EXPERIMENT.yaml")],
+    policy: Annotated[Path, typer.Option(help="A policy: a search space without holes.")],
+    runs: Runs = RUNS,
+) -> None:
+    """Evaluate one policy on an experiment's task and workload, beside its references."""
+    from dataclasses import replace
+
+    from autogreen import experiment as experiments
+    from autogreen.front import Front
+    from autogreen.search import search
+    from autogreen.space import SearchSpace
+    from autogreen.store import Store
+
+    loaded = experiments.load(experiment)
+    space = SearchSpace.load(policy)
+    space.policy()  # one policy, not a space
+    name = f"{loaded.name}-{policy.stem}"
+    one = replace(loaded, name=name, space=space, finalists=1)
+    _follow(search(one, runs / name, runs / ".cache"), 1)
+    _show(Front.of(Store.open(runs / name).results()))
+
+
+@app.command()
+def doctor(
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda:N.")] = "auto",
+) -> None:
+    """Tell which meter this machine has, which not, why, and what to do about it."""
+    from autogreen.doctor import examine
+
+    found = examine(device)
+    if json:
+        _print_json(found.to_json())
+    else:
+        _console().print(found.table())
+
+
+@app.command("list")
+def list_(family: Annotated[str | None, typer.Argument(help="tasks, techniques, engines, ...")] = None) -> None:
+    """List the plug-ins of every family, or of one."""
+    import inspect
+
+    from autogreen.engines import ENGINES
+    from autogreen.executors import EXECUTORS
+    from autogreen.meters import METERS
+    from autogreen.registry import nearest
+    from autogreen.tasks import TASKS
+    from autogreen.techniques import TECHNIQUES
+
+    families = {"tasks": TASKS, "techniques": TECHNIQUES, "engines": ENGINES, "meters": METERS, "executors": EXECUTORS}
+    if family is not None and family not in families:
+        raise ConfigError(f"unknown family {family!r}.{nearest(family, families)} Known: {', '.join(families)}.")
+    for title, table in families.items():
+        if family in (None, title):
+            print(title)  # noqa: T201
+            for name in table:
+                first = (inspect.getdoc(table[name]) or "").partition("\n")[0]
+                print(f"  {name:14s} {first}")  # noqa: T201
+
+
+@app.command()
+def ui(
+    port: Annotated[int, typer.Option(help="Port on this machine.")] = 5000,
+    runs: Runs = RUNS,
+) -> None:
+    """Open MLflow on the studies' own database."""
+    import subprocess
+
+    database = runs / "mlflow.db"
+    if not database.exists():
+        raise ConfigError(f"{database} does not exist yet; run `autogreen sweep EXPERIMENT.yaml` first.")
+    print(f"http://127.0.0.1:{port}/#/experiments?workflowType=machine_learning  (Ctrl-C stops it)")  # noqa: T201
+    command = ["server", "--backend-store-uri", f"sqlite:///{database}", "--host", "127.0.0.1", "--port", str(port)]
+    subprocess.run([sys.executable, "-m", "mlflow", *command], check=False)
+
+
+def _follow(steps: Iterator[Any], trials: int | None) -> None:
+    """Show a search live on a terminal, as lines elsewhere."""
+    console = _console()
+    if not console.is_terminal:
+        for step in steps:
+            console.print(_line(step, trials), highlight=False, soft_wrap=True)
+        return
+    with _live(console) as update:
+        for step in steps:
+            if step.note:
+                console.print(step.note, style="dim", highlight=False)
+            update(_line(step, trials))
+
+
+@contextmanager
+def _live(console: Any) -> Iterator[Callable[[str], None]]:
+    from rich.live import Live
+
+    # drawn when something happened, not many times a second: drawing is load beside what is measured
+    with Live(console=console, auto_refresh=False) as live:
+        yield lambda text: live.update(text, refresh=True)
+
+
+def _line(step: Any, trials: int | None) -> str:
+    done = f"{step.trials}/{trials}" if trials else str(step.trials)
+    left = ""
+    if trials and step.trials > 2 and step.stage == "searching":
+        left = f" · about {step.seconds / step.trials * (trials - step.trials) / 60:.0f} min left"
+    return (
+        f"{step.stage}: {done} trials, {step.measured} measured, front {step.front}, hypervolume "
+        f"{step.hypervolume:.4f}, {step.energy_j:.0f} J, {step.seconds:.0f} s{left} {step.note}"
+    ).rstrip()
+
+
+def _show(front: Any) -> None:
+    console = _console()
+    console.print(front.table())
+    for verdict in front.verdicts():
+        console.print(verdict, highlight=False, soft_wrap=True)
+
+
+def _mirror(front: Any, folder: Path, uri: str | None) -> None:
+    from autogreen.page import write_page
+    from autogreen.tracking import sync
+
+    page = folder / "front.html"
+    write_page(front, page)
+    link = sync(front, uri=uri, folder=folder, timeout_s=60.0)
+    print(f"\nThe front as a page: {page}")  # noqa: T201
+    print(f"In MLflow: {link} (autogreen ui)" if link else "MLflow could not be reached; the study is complete without it.")  # noqa: T201
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 160)
+
+
+def _print_json(data: Any) -> None:
+    import json
+
+    print(json.dumps(data, indent=2, allow_nan=False))  # noqa: T201

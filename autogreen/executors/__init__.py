@@ -1,0 +1,59 @@
+"""Executors: where policies are evaluated.
+
+    submit(job) ... next_done() -> Done          one job fails, the study goes on
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from autogreen.errors import AutogreenError
+from autogreen.registry import Table
+
+EXECUTORS = Table(
+    "executor",
+    {
+        "inline": "autogreen.executors.inline:Inline",
+        "local": "autogreen.executors.local:Local",
+    },
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A method of `Evaluator` with its arguments. limit_s: seconds after which the worker is killed, or None."""
+
+    call: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    limit_s: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Done:
+    """A finished job: its value, or the error that says why there is none. duration_s: wall time."""
+
+    job: Job
+    value: Any = None
+    error: AutogreenError | None = None
+    duration_s: float = 0.0
+
+
+class Executor(Protocol):
+    """Contract of the family: built with a `Setup`."""
+
+    @property
+    def slots(self) -> int:
+        """How many jobs run at once."""
+        ...
+
+    def submit(self, job: Job) -> None:
+        """Start a job on a free slot."""
+        ...
+
+    def next_done(self) -> Done:
+        """Wait for a job to finish."""
+        ...
+
+    def close(self) -> None:
+        """Stop all work, compilers included; may be called twice."""
+        ...

@@ -1,0 +1,99 @@
+"""A persistent worker process on this machine, replaced when it crashes, runs out of memory or out of time."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from multiprocessing.connection import Connection
+
+import cloudpickle
+
+from autogreen.errors import AutogreenError, EvaluationError
+from autogreen.evaluate import Setup
+from autogreen.executors import Done, Job
+
+GRACE_S = 10.0  # a worker checks its limit itself, between steps; one that is stuck in a single step is killed
+
+
+class Local:
+    """The worker's own output goes to `worker.log` in the study's folder."""
+
+    slots = 1
+
+    def __init__(self, setup: Setup) -> None:
+        self._setup = cloudpickle.dumps(setup)
+        self._log = setup.folder / "worker.log"
+        self._process: subprocess.Popen[bytes] | None = None
+        self._connection: Connection | None = None
+        self._job: Job | None = None
+        self._began = 0.0
+
+    def submit(self, job: Job) -> None:
+        if self._process is None or self._process.poll() is not None:
+            self._start()
+        assert self._connection is not None and self._job is None
+        self._job, self._began = job, time.monotonic()
+        with suppress(OSError):  # a worker that died meanwhile is noticed when its answer is read
+            self._connection.send_bytes(cloudpickle.dumps(job))
+
+    def next_done(self) -> Done:
+        assert self._job is not None and self._connection is not None
+        job, value, error = self._job, None, None
+        limit_s = None if job.limit_s is None else job.limit_s + GRACE_S
+        try:
+            if not self._connection.poll(limit_s):
+                self._kill()
+                error = EvaluationError(f"the time limit of {job.limit_s:.0f} s has passed; its worker was stopped.")
+            else:
+                value, error, worn = cloudpickle.loads(self._connection.recv_bytes())  # noqa: S301 - our own worker
+                if worn:
+                    self._kill()
+        except (EOFError, OSError):
+            error = self._died()
+        self._job = None
+        return Done(job=job, value=value, error=error, duration_s=time.monotonic() - self._began)
+
+    def close(self) -> None:
+        if self._process is not None:
+            self._kill()
+
+    def _start(self) -> None:
+        ours, theirs = socket.socketpair()
+        # one compiler at a time, as our own child: its processor time is billed, and it dies with the group
+        environment = {"TORCHINDUCTOR_COMPILE_THREADS": "1", **os.environ}
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "autogreen.executors.worker", str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                env=environment,
+            )
+        theirs.close()
+        self._connection = Connection(ours.detach())
+        with suppress(OSError):
+            self._connection.send_bytes(self._setup)
+
+    def _died(self) -> AutogreenError:
+        assert self._process is not None
+        code = self._process.wait()
+        self._kill()
+        how = f"exit status {code}"
+        if code < 0:
+            how = f"signal {signal.Signals(-code).name}"
+            if code == -signal.SIGKILL:
+                how += ", as the system does when memory runs out"
+        return EvaluationError(f"the worker died ({how}); {self._log} holds its last words.")
+
+    def _kill(self) -> None:
+        assert self._process is not None and self._connection is not None
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        self._connection.close()
+        self._process = self._connection = None

@@ -1,0 +1,70 @@
+"""The worker process: `python -m autogreen.executors.worker FD`. Reads jobs from a socket, answers each, in turn.
+
+It leads its own process group. When its parent dies it kills that group, so that no compiler goes on running.
+"""
+
+import errno
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from multiprocessing.connection import Connection
+
+import cloudpickle
+
+from autogreen.errors import AutogreenError, EvaluationError, StudyError
+
+DISK = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up", errno.EROFS: "it is read-only"}
+
+
+def main() -> None:
+    connection = Connection(int(sys.argv[1]))
+    threading.Thread(target=_die_with_parent, args=(os.getppid(),), daemon=True).start()
+    # only now, so that a parent that dies during the heavy imports is noticed
+    from autogreen.evaluate import Evaluator
+
+    evaluator = Evaluator(cloudpickle.loads(connection.recv_bytes()))  # noqa: S301 - sent by our parent, no file
+    while True:
+        try:
+            job = cloudpickle.loads(connection.recv_bytes())  # noqa: S301
+        except EOFError:
+            return
+        try:
+            answer = (getattr(evaluator, job.call)(**job.arguments), None, False)
+        except Exception as error:  # noqa: BLE001 - user code may raise anything; what it means is told apart there
+            traceback.print_exc()
+            answer = (None, translated(error), is_out_of_memory(error))
+        connection.send_bytes(cloudpickle.dumps(answer))
+
+
+def translated(error: Exception) -> AutogreenError:
+    """What an exception means for the study: one of ours as it is, a disk that cannot be written to stops the study,
+    anything else is the trial's own failure."""
+    if isinstance(error, AutogreenError):
+        return error
+    if isinstance(error, OSError) and (reason := DISK.get(error.errno or 0)):
+        return StudyError(f"{error.filename or 'the run folder'} cannot be written: {reason}. Make room and run again.")
+    if isinstance(error, PermissionError):
+        return StudyError(f"{error.filename} cannot be written: permission denied. Choose another folder with --runs.")
+    if is_out_of_memory(error):
+        return EvaluationError(f"out of memory: {str(error).splitlines()[0] if str(error) else 'no more to be had'}")
+    return EvaluationError(f"{type(error).__name__}: {error}")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    import torch
+
+    told = "can't allocate memory" in str(error) or "not enough memory" in str(error)
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or told
+
+
+def _die_with_parent(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os.killpg(0, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,201 @@
+"""Experiment: one YAML file, validated once, wired to objects here and nowhere else.
+
+    task: digits                                 # or {digits: {width: 32}}, or a class of yours: {"module:Class": {}}
+    workload: {kind: offline, batch: 64}
+    space: ../search_spaces/cnn.yaml             # or the sections themselves
+    constraints: {max_loss: 0.05}                # also max_latency_s, max_size_bytes, max_memory_bytes
+    protocol: {window_s: 0.5}
+    meter: {name: auto}
+    budget: {trials: 40, seconds: 900}           # also energy_j; trial_seconds: cap of each one
+    sampler: tpe
+    seed: 0
+    device: cpu                                  # or cuda:0; by default the first GPU, else the CPU
+    executor: local
+    finalists: 6                                 # front members measured afresh and judged on the test split
+    tracking: null                               # an MLflow server; by default sqlite beside the runs
+"""
+
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from autogreen.errors import ConfigError
+from autogreen.measurement import Protocol
+from autogreen.registry import nearest, resolve
+from autogreen.schema import build, check_keys, read_yaml
+from autogreen.space import SearchSpace
+from autogreen.workload import Workload
+
+SAMPLERS = ("tpe", "nsgaii", "nsgaiii", "gp", "random")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Constraints:
+    """What a policy must keep. max_loss: mean quality lost against the baseline on validation (2 standard errors of
+    grace while searching). max_latency_s: seconds a call. max_size_bytes: the artifact. max_memory_bytes: weights and
+    the peak of one call."""
+
+    max_loss: float | None = None
+    max_latency_s: float | None = None
+    max_size_bytes: float | None = None
+    max_memory_bytes: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value is not None and not 0 <= value < float("inf"):
+                raise ConfigError(f"{name} must be 0 or more, not {value!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """The search stops at whichever comes first. trials: distinct policies evaluated. seconds, energy_j: of the whole
+    search, also hard caps inside a trial. trial_seconds: cap of each trial."""
+
+    trials: int | None = 40
+    seconds: float | None = None
+    energy_j: float | None = None
+    trial_seconds: float = 600.0
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value is not None and not 0 < value < float("inf"):
+                raise ConfigError(f"{name} must be above 0, not {value!r}")
+        if self.trials is None and self.seconds is None and self.energy_j is None:
+            raise ConfigError("needs trials, seconds or energy_j: without one the search never ends")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """The resolved experiment. task: the object; task_text: how it was written, for records."""
+
+    name: str
+    task: Any
+    task_text: str
+    space: SearchSpace
+    workload: Workload = Workload()
+    constraints: Constraints = Constraints()
+    protocol: Protocol = Protocol()
+    budget: Budget = Budget()
+    meter: Mapping[str, Any] = field(default_factory=dict)
+    sampler: str = "tpe"
+    seed: int = 0
+    device: str = "auto"
+    executor: str = "local"
+    finalists: int = 6
+    tracking: str | None = None
+
+    def __post_init__(self) -> None:
+        from autogreen.executors import EXECUTORS
+
+        if self.sampler not in SAMPLERS:
+            known = ", ".join(SAMPLERS)
+            raise ConfigError(f"unknown sampler {self.sampler!r}.{nearest(self.sampler, SAMPLERS)} Known: {known}.")
+        if self.executor not in EXECUTORS:
+            known = ", ".join(EXECUTORS)
+            raise ConfigError(f"unknown executor {self.executor!r}.{nearest(self.executor, EXECUTORS)} Known: {known}.")
+        if self.finalists < 0:
+            raise ConfigError(f"finalists must be 0 or more, not {self.finalists!r}.")
+        if self.workload.fixed_batch is not None and self.space.options("parallelism", "batch"):
+            raise ConfigError(
+                f"space.parallelism.batch: the workload fixes the batch at {self.workload.fixed_batch}; leave it out, "
+                "or set workload.batch to null."
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for records."""
+        values = {name: getattr(self, name) for name in _SCALARS}
+        parts = {name: asdict(getattr(self, name)) for name in _PARTS}
+        return {"name": self.name, "task": self.task_text, "space": self.space.to_json(), **parts, **values}
+
+
+_PARTS = {"workload": Workload, "constraints": Constraints, "protocol": Protocol, "budget": Budget}
+_SCALARS = {"sampler": str, "seed": int, "device": str, "executor": str, "finalists": int, "tracking": str, "meter": dict}
+
+
+def load(path: Path, overrides: tuple[str, ...] = ()) -> Experiment:
+    """Read an experiment; `overrides` are ``key.key=value`` texts whose values are YAML.
+
+    Raises:
+        ConfigError: names the path, the value and what is allowed.
+    """
+    data = read_yaml(path)
+    for override in overrides:
+        _override(data, override)
+    return from_json(data, name=path.stem, folder=path.parent)
+
+
+def from_json(data: Mapping[str, Any], *, name: str, folder: Path, task: Any = None) -> Experiment:
+    """Build an experiment from plain data; paths in it are relative to `folder`. `task`: the object, if it is made
+    already; the key is then not allowed in the data."""
+    known = ("task", "space", *_PARTS, *_SCALARS)
+    check_keys(data, known if task is None else known[1:], name)
+    for key in ("task", "space")[task is not None :]:
+        if key not in data:
+            raise ConfigError(f"{name} needs {key!r}.")
+    for key, kind in _SCALARS.items():
+        if key in data and not _is(data[key], kind) and (key, data[key]) != ("tracking", None):
+            raise ConfigError(f"{name}.{key} must be {_WORDS[kind]}, not {data[key]!r}.")
+    space = data["space"]
+    if isinstance(space, str):
+        space = read_yaml(folder / space)
+    return Experiment(
+        name=name,
+        task=build_task(data["task"], f"{name}.task") if task is None else task,
+        task_text=str(data["task"]) if task is None else task.item,
+        space=SearchSpace.from_json(space, f"{name}.space"),
+        **{key: build(cls, data[key], f"{name}.{key}") for key, cls in _PARTS.items() if key in data},
+        **{key: data[key] for key in _SCALARS if key in data},
+    )
+
+
+def _is(value: Any, kind: type) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+_WORDS = {str: "text", int: "a whole number", dict: "a mapping"}
+
+
+def build_task(data: Any, where: str) -> Any:
+    """A task from its name, ``module:Class``, or a mapping of one of these to its settings."""
+    from autogreen.tasks import TASKS
+
+    if isinstance(data, str):
+        data = {data: {}}
+    if not isinstance(data, Mapping) or len(data) != 1:
+        raise ConfigError(f"{where} must be a name or one {{name: settings}}, not {data!r}.")
+    ((name, settings),) = data.items()
+    if ":" in name and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))  # a user's own module, beside which the command is run
+    cls = resolve(name) if ":" in name else TASKS[name]
+    if is_dataclass(cls):
+        return build(cls, settings or {}, f"{where}.{name}")
+    if settings:
+        raise ConfigError(f"{where}.{name} takes no settings: make {cls.__name__} a dataclass whose fields they are.")
+    return cls()
+
+
+def pick_device(wanted: str) -> str:
+    """The first GPU where "auto" finds one, else the CPU."""
+    import torch
+
+    if wanted != "auto":
+        if wanted != "cpu" and not (wanted.startswith("cuda") and torch.cuda.is_available()):
+            raise ConfigError(f"device {wanted!r} is not here; use cpu{' or cuda:0' if torch.cuda.is_available() else ''}.")
+        return wanted
+    return "cuda:0" if torch.cuda.is_available() else "cpu"
+
+
+def _override(data: dict[str, Any], text: str) -> None:
+    from autogreen.schema import parse_yaml
+
+    path, equals, value = text.partition("=")
+    if not equals or not path:
+        raise ConfigError(f"--set {text!r} is not of the form key=value or key.key=value.")
+    *owners, last = path.split(".")
+    for owner in owners:
+        data = data.setdefault(owner, {})
+        if not isinstance(data, dict):
+            raise ConfigError(f"--set {text!r}: {owner!r} is not a mapping.")
+    data[last] = parse_yaml(f"value: {value}", f"--set {path}")["value"]

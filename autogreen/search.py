@@ -1,0 +1,486 @@
+"""The search: the only code that drives Optuna.
+
+    prepare -> references -> controls -> [ask -> fill -> evaluate -> tell]* -> finalists -> front
+
+How a trial that is stopped early still teaches: NSGA-II, NSGA-III and GP read finished trials only, so a gated trial is
+told as finished, with the quality it had, the energy of the reference point (the worst that the front counts) and a
+violated constraint. A policy that was evaluated before is told again with its recorded values, at no cost. Every
+proposal comes from a sampler seeded by the study's seed and the trial's number: a resumed study proposes what the
+uninterrupted one would have, given the same evaluations.
+"""
+
+import hashlib
+import json
+import shutil
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.trial import TrialState
+
+from autogreen import hardware
+from autogreen.anatomy import Anatomy
+from autogreen.errors import EvaluationError, RefusedError, StudyError
+from autogreen.evaluate import Setup
+from autogreen.evaluation import Evaluation, Request
+from autogreen.executors import EXECUTORS, Done, Executor, Job
+from autogreen.experiment import Experiment, pick_device
+from autogreen.front import Front
+from autogreen.policy import Effect, Policy
+from autogreen.space import SearchSpace
+from autogreen.store import Store, writing
+
+WASTED = 300  # proposals in a row that cost nothing (repeats, refusals) before the space counts as exhausted
+KEEP_BYTES = 5e9  # artifacts kept on disk
+NO_FLOOR_LOSS = 0.2  # loss of the reference point where no quality floor is set
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """Where a search stands. seconds, energy_j: spent so far, earlier sessions included."""
+
+    stage: str
+    note: str = ""
+    trials: int = 0
+    measured: int = 0
+    front: int = 0
+    hypervolume: float = 0.0
+    seconds: float = 0.0
+    energy_j: float = 0.0
+
+
+def search(experiment: Experiment, folder: Path, cache: Path) -> Iterator[Progress]:
+    """Run or continue the experiment in `folder`; yield where it stands after every step.
+
+    Closing the iterator (Ctrl-C does) stops all work and hands unfinished trials back.
+
+    Raises:
+        AutogreenError: the study cannot go on; everything told before is safe on disk.
+    """
+    store = Store.create(folder)
+    with store.lock():
+        store.requeue()
+        setup = Setup(
+            task=experiment.task,
+            workload=experiment.workload,
+            protocol=experiment.protocol,
+            device=pick_device(experiment.device),
+            folder=folder.absolute(),
+            cache=cache.absolute(),
+            meter=experiment.meter,
+        )
+        executor: Executor = EXECUTORS[experiment.executor](setup)
+        run = _Run(experiment, store, executor, setup.device)
+        try:
+            yield run.progress("preparing", "building the baseline; the first time it is trained")
+            run.prepare()
+            yield from run.references()
+            yield from run.trials()
+            run.refuse_if_nothing_is_feasible()
+            yield from run.finalists()
+        finally:
+            executor.close()
+            store.requeue()
+
+
+def plan(experiment: Experiment, folder: Path, cache: Path) -> dict[str, Any]:
+    """What a sweep would do: holes, refusals and their reasons, and time, joules and disk from one real trial."""
+    shutil.rmtree(folder, ignore_errors=True)
+    one = replace(experiment, budget=replace(experiment.budget, trials=1), finalists=0)
+    steps = list(search(one, folder, cache))
+    store = Store.open(folder)
+    results = store.results()
+    spent = [trial.evaluation for trial in results.trials if trial.evaluation is not None]
+    if not spent:
+        raise StudyError(f"the trial that the prediction rests on failed: {results.trials[0].reason}")
+    seconds, energy_j = sum(spent[0].seconds.values()), spent[0].spent_j
+    trials = experiment.budget.trials or round((experiment.budget.seconds or seconds) / seconds)
+    disk = sum(path.stat().st_size for path in (folder / "artifacts").rglob("*") if path.is_file())
+    return {
+        "holes": store.get("facts")["holes"],
+        "refused": store.get("facts")["refused"],
+        "trials": trials,
+        "seconds": round(steps[-1].seconds + seconds * (trials - 1)),
+        "energy_j": steps[-1].energy_j + energy_j * (trials - 1),
+        "disk_bytes": disk * max(1, trials // 3),
+        "tier": results.tier,
+        "from": "one trial, run for real; later ones differ with what they train and compile",
+    }
+
+
+class _Run:
+    """State of one session of a search."""
+
+    def __init__(self, experiment: Experiment, store: Store, executor: Executor, device: str) -> None:
+        self.experiment, self.store, self.executor, self.device = experiment, store, executor, device
+        self.anatomy: Anatomy
+        self.space: SearchSpace
+        self._clock = time.monotonic()
+
+    # -- stages --------------------------------------------------------------------------------------------------
+
+    def prepare(self) -> None:
+        """Learn the model's anatomy, check that the study is the same, take out what cannot run here."""
+        found = self._call("prepare", {})
+        self.anatomy = Anatomy.from_json(found["anatomy"])
+        self.store.check_fingerprint(
+            {
+                **found["fingerprint"],
+                "space": _digest(self.experiment.space.to_json()),
+                "workload": str(self.experiment.workload),
+                "constraints": str(self.experiment.constraints),
+                "machine": hardware.name(found["hardware"]),
+                "torch": found["hardware"]["torch"],
+                "driver": found["hardware"].get("driver", "none"),
+                "meter": f"{found['meter']['tier']} {dict(self.experiment.meter)}",
+            }
+        )
+        engines = self.experiment.space.options("runtime", "engine") or ("eager",)
+        expanded = self.experiment.space.expand(self.anatomy)
+        self.space, refused = expanded.restrict(lambda policy: self._refusal_everywhere(policy, engines))
+        self._facts = {
+            "experiment": self.experiment.to_json(),
+            "task": self.experiment.task_text,
+            "workload": vars(self.experiment.workload),
+            "hardware": found["hardware"],
+            "item": found["item"],
+            "tier": found["meter"]["tier"],
+            "boundary": found["meter"]["boundary"],
+            "max_loss": self.experiment.constraints.max_loss,
+            "holes": {name: hole.extremes() for name, hole in self.space.holes().items()},
+            "refused": refused,
+        }
+
+    def references(self) -> Iterator[Progress]:
+        """Measure plain use, the best runtime of the same weights, and the controls."""
+        references = self.store.get("references", {})
+        if "plain" not in references:
+            yield self.progress("references", "plain use")
+            references["plain"] = self._evaluate(Request(effect=self._untouched("eager"))).to_json()
+            self.store.put("references", references)
+        plain = Evaluation.from_json(references["plain"])
+        if "baseline" not in references:
+            candidates = [plain]
+            for effect in self._runtimes():
+                if effect.id != plain.effect.id:
+                    yield self.progress("references", f"best runtime: {_runtime(effect)}")
+                    candidates.append(self._evaluate(Request(effect=effect, reference=plain.key)))
+            best = min(candidates, key=lambda found: found.ratio.mean if found.ratio else 1.0)
+            references["baseline"] = replace(best, loss=None, ratio=None).to_json()
+            self.store.put("references", references)
+            if best is not plain:  # state plain use against the baseline, like everything else
+                again = self._evaluate(Request(effect=plain.effect, reference=best.key))
+                references["plain"] = again.to_json()
+                self.store.put("references", references)
+        self.baseline = Evaluation.from_json(references["baseline"])
+        if self.store.get("facts") is None:
+            plain_ratio = Evaluation.from_json(references["plain"]).ratio
+            floor = self.experiment.constraints.max_loss or NO_FLOOR_LOSS
+            self._facts["reference_point"] = [floor, max(1.0, plain_ratio.mean if plain_ratio else 1.0)]
+            self.store.put("facts", self._facts)
+        yield from self._controls()
+
+    def trials(self) -> Iterator[Progress]:
+        """Ask, evaluate, tell, until the budget is spent."""
+        if self.space.holes() and not self.store.study.get_trials(deepcopy=False):
+            for levels in ({"pruning": p, "quantization": q} for q in (1.0, 0.5, 0.0) for p in (0.0, 0.33, 0.67)):
+                self.store.study.enqueue_trial(self.space.uniform(levels), skip_if_exists=True)
+        pending: dict[str, optuna.Trial] = {}
+        wasted, patience = 0, WASTED if self.space.holes() else 1
+        yield self.progress("searching")
+        while True:
+            while len(pending) < self.executor.slots and wasted < patience and self._budget_left(len(pending)):
+                trial, request = self._propose()
+                if request is None:
+                    wasted += 1
+                    continue
+                wasted = 0
+                pending[request.key] = trial
+                self.executor.submit(Job(call="evaluate", arguments={"request": request}, limit_s=request.limit_s))
+            if not pending:
+                break
+            done = self.executor.next_done()
+            trial = pending.pop(done.job.arguments["request"].key)
+            self._tell(trial, done)
+            yield self.progress("searching", "" if done.error is None else f"trial {trial.number}: {done.error}")
+
+    def finalists(self) -> Iterator[Progress]:
+        """Measure front members afresh, longer, beside the reference, and judge them once on the test split."""
+        front = Front.of(self.store.results())
+        published = self.store.get("published", {})
+        protocol = self.experiment.protocol
+        longer = replace(protocol, max_windows=2 * protocol.max_windows, target_relative=protocol.target_relative / 2)
+        chosen = [member.evaluation for member in front.finalists(self.experiment.finalists)]
+        for evaluation in (*chosen, *self.store.results().controls.values()):
+            if evaluation.key in published or evaluation.status != "measured":
+                continue
+            yield self.progress("finalists", f"measuring {evaluation.effect.id} again, on the test split")
+            arguments = {"key": evaluation.key, "recipe": evaluation.recipe, "reference": self.baseline.key}
+            published[evaluation.key] = self._call("publish", {**arguments, "protocol": longer}).to_json()
+            self.store.put("published", published)
+        yield self.progress("done")
+
+    def refuse_if_nothing_is_feasible(self) -> None:
+        """Raise, naming what to loosen, when there is no front."""
+        trials = self.store.trials()
+        if not trials or any(trial.user_attrs.get("feasible") for trial in trials):
+            return
+        missed: dict[str, float] = {}
+        for trial in trials:
+            for name, excess in trial.user_attrs.get("constraints", {}).items():
+                if excess > 0:
+                    missed[name] = min(missed.get(name, excess), excess)
+        if missed:
+            told = ", ".join(f"{name} (the nearest missed it by {excess:.4g})" for name, excess in missed.items())
+            raise StudyError(f"none of {len(trials)} trials meets the constraints; loosen {told}, or widen the space.")
+        reasons = {trial.user_attrs.get("reason", "unknown"): None for trial in trials}
+        raise StudyError(f"all {len(trials)} trials failed. Why: {' | '.join(list(reasons)[:3])}")
+
+    # -- one trial -----------------------------------------------------------------------------------------------
+
+    def _propose(self) -> tuple[optuna.Trial, Request | None]:
+        """Ask for a policy; None where it costs nothing to answer."""
+        study = self.store.study
+        number = len(study.get_trials(deepcopy=False))
+        study.sampler = make_sampler(self.experiment.sampler, self.experiment.seed, number, self.experiment.budget.trials)
+        with writing(self.store.folder):
+            trial = study.ask()
+            policy = self.space.fill(trial)
+            try:
+                effect = policy.effect(self.anatomy)
+                refusal = effect.refusal(self.anatomy, self.device)
+            except RefusedError as error:
+                refusal = str(error)
+            if refusal:
+                trial.set_user_attr("reason", refusal)
+                study.tell(trial, state=TrialState.PRUNED)
+                return trial, None
+            request = Request(
+                effect=effect,
+                seed=self.experiment.seed,
+                reference=self.baseline.key,
+                max_loss=self.experiment.constraints.max_loss,
+                limit_s=self._limit_s(),
+                limit_j=self._joules_left(),
+            )
+            if (twin := self.store.trial(request.key)) is not None:
+                self._tell_again(trial, twin)
+                return trial, None
+            trial.set_user_attr("key", request.key)
+            trial.set_user_attr("params", self._shown(trial))
+            trial.set_user_attr("policy", policy.to_json())
+        return trial, request
+
+    def _tell(self, trial: optuna.Trial, done: Done) -> None:
+        """Record a finished evaluation; a failure is the trial's own, unless the disk or the study is at fault."""
+        if isinstance(done.error, StudyError):
+            raise done.error
+        with writing(self.store.folder):
+            if done.error is not None:
+                self._pay(done)
+                trial.set_user_attr("reason", str(done.error))
+                self.store.study.tell(trial, state=TrialState.FAIL)
+                return
+            evaluation: Evaluation = done.value
+            self._pay(done)
+            violations = self._violations(evaluation)
+            trial.set_user_attr("evaluation", evaluation.to_json())
+            trial.set_user_attr("constraints", violations)
+            trial.set_user_attr("feasible", evaluation.status == "measured" and max(violations.values(), default=0) <= 0)
+            self._tell_values(trial, evaluation, violations)
+        front = Front.of(self.store.results())
+        held = {member.evaluation.key for member in front.members} | self._reference_keys()
+        self.store.keep_only(held, KEEP_BYTES)
+
+    def _tell_again(self, trial: optuna.Trial, twin: optuna.trial.FrozenTrial) -> None:
+        """One effect is evaluated once; proposed again, it teaches the sampler what is known."""
+        if data := twin.user_attrs.get("evaluation"):
+            evaluation = Evaluation.from_json(data)
+            self._tell_values(trial, evaluation, self._violations(evaluation))
+        else:
+            self.store.study.tell(trial, state=TrialState.FAIL)
+
+    def _tell_values(self, trial: optuna.Trial, evaluation: Evaluation, violations: Mapping[str, float]) -> None:
+        for name, excess in violations.items():
+            trial.set_constraint(name, excess)
+        worst: float = self.store.get("facts")["reference_point"][1]
+        ratio = evaluation.ratio.mean if evaluation.ratio else (1.0 if evaluation.status == "measured" else worst)
+        self.store.study.tell(trial, [evaluation.quality.mean, ratio])
+
+    def _violations(self, evaluation: Evaluation) -> dict[str, float]:
+        """For every constraint by how much it is missed (0 or less: it holds); a loss only beyond its interval."""
+        limits = self.experiment.constraints
+        latency = evaluation.measurement.latency_s.mean if evaluation.measurement else None
+        pairs = {
+            "max_loss": (evaluation.loss.low if evaluation.loss else None, limits.max_loss),
+            "max_latency_s": (latency, limits.max_latency_s),
+            "max_size_bytes": (evaluation.size_bytes, limits.max_size_bytes),
+            "max_memory_bytes": (evaluation.memory_bytes, limits.max_memory_bytes),
+        }
+        return {name: value - limit for name, (value, limit) in pairs.items() if None not in (value, limit)}  # type: ignore[operator]
+
+    # -- helpers of the stages -----------------------------------------------------------------------------------
+
+    def _controls(self) -> Iterator[Progress]:
+        """What keeps a saving honest: the same fine-tuning without compression, and a smaller net from scratch."""
+        controls = self.store.get("controls", {})
+        missing = dict(self.store.get("missing_controls", {}))
+        for name, request in self._control_requests():
+            if name in controls or name in missing:
+                continue
+            yield self.progress("controls", name)
+            try:
+                controls[name] = self._evaluate(request).to_json()
+                self.store.put("controls", controls)
+            except (RefusedError, EvaluationError) as error:
+                missing[name] = str(error)
+                self.store.put("missing_controls", missing)
+                yield self.progress("controls", f"{name} is missing: {error}")
+
+    def _control_requests(self) -> Iterator[tuple[str, Request]]:
+        parts = self.baseline.effect.parts
+        if distillation := self.space.sections.get("distillation"):
+            settings = SearchSpace({"distillation": distillation}).at(1.0)
+            if tuned := settings.effect(self.anatomy).parts.get("distillation"):
+                plain = {key: value for key, value in tuned.items() if key != "temperature"}
+                effect = Effect.of({**parts, "distillation": {**plain, "alpha": 0.0}})  # it cannot teach itself
+                yield "fine-tuned, uncompressed", Request(effect=effect, reference=self.baseline.key)
+        yield "half width from scratch", Request(effect=Effect.of(parts), start="scratch", reference=self.baseline.key)
+        if quantization := self.space.sections.get("quantization"):
+            settings = SearchSpace({"quantization": quantization}).at(1.0)
+            lowered = settings.effect(self.anatomy).parts.get("quantization")
+            effect = Effect.of({**parts, "quantization": lowered})
+            if lowered and effect.refusal(self.anatomy, self.device) is None:
+                yield (
+                    "half width from scratch, quantized",
+                    Request(effect=effect, start="scratch", reference=self.baseline.key),
+                )
+
+    def _runtimes(self) -> Iterator[Effect]:
+        """The untouched model under every engine, thread count and batch that the space lets a policy have."""
+        from autogreen.engines import ENGINES
+
+        for engine in ENGINES:
+            for threads in self.space.options("parallelism", "threads") or (1,):
+                for batch in self.space.options("parallelism", "batch") or (None,):
+                    yield self._untouched(engine, threads, batch)
+
+    def _untouched(self, engine: str, threads: int | None = None, batch: int | None = None) -> Effect:
+        threads = threads or min(self.space.options("parallelism", "threads") or (1,))
+        batch = batch or min((b for b in self.space.options("parallelism", "batch") if b), default=None)
+        parallelism: dict[str, Any] = {"threads": threads, "batch": batch}
+        return (
+            SearchSpace.from_json({"parallelism": parallelism, "runtime": {"engine": engine}})
+            .policy()
+            .effect(self.anatomy)
+        )
+
+    def _refusal_everywhere(self, policy: Policy, engines: tuple[str, ...]) -> str | None:
+        """Why no engine of the space can run the policy, or None if one can."""
+        reason = None
+        for engine in engines:
+            effect = Effect.of({**policy.effect(self.anatomy).parts, "runtime": {"engine": engine}})
+            if (reason := effect.refusal(self.anatomy, self.device)) is None:
+                return None
+        return reason
+
+    def _evaluate(self, request: Request) -> Evaluation:
+        found: Evaluation = self._call("evaluate", {"request": request})
+        return found
+
+    def _call(self, call: str, arguments: Mapping[str, Any]) -> Any:
+        """Run one job that the study cannot do without."""
+        self.executor.submit(Job(call=call, arguments=arguments))
+        done = self.executor.next_done()
+        if done.error is not None:
+            raise done.error
+        self._pay(done)
+        return done.value
+
+    def _pay(self, done: Done) -> None:
+        """Put a job on the bill; one that failed at the mean power of those that did not."""
+        value = done.value if isinstance(done.value, Mapping) else vars(done.value) if done.value else {}
+        seconds, spent_j = dict(value.get("seconds", {})), value.get("spent_j")
+        now = time.monotonic()
+        seconds["total"], self._clock = now - self._clock, now
+        if spent_j is None:
+            bill = self.store.get("bill", {"energy_j": 0.0, "seconds": {}})
+            spent_j = done.duration_s * bill["energy_j"] / max(bill["seconds"].get("total", 0.0), 1.0)
+        self.store.pay(spent_j, seconds)
+
+    def _budget_left(self, running: int) -> bool:
+        budget, bill = self.experiment.budget, self.store.get("bill", {"energy_j": 0.0, "seconds": {}})
+        finished = sum(trial.state.is_finished() for trial in self.store.trials())
+        if budget.trials is not None and finished + running >= budget.trials:
+            return False
+        if budget.seconds is not None and bill["seconds"].get("total", 0.0) >= budget.seconds:
+            return False
+        return budget.energy_j is None or bill["energy_j"] < budget.energy_j
+
+    def _limit_s(self) -> float:
+        budget, bill = self.experiment.budget, self.store.get("bill", {"seconds": {}})
+        left = float("inf") if budget.seconds is None else budget.seconds - bill["seconds"].get("total", 0.0)
+        return min(budget.trial_seconds, left)
+
+    def _joules_left(self) -> float | None:
+        limit = self.experiment.budget.energy_j
+        return None if limit is None else limit - self.store.get("bill", {"energy_j": 0.0})["energy_j"]
+
+    def _reference_keys(self) -> set[str]:
+        kept = (*self.store.get("references", {}).values(), *self.store.get("controls", {}).values())
+        return {data["key"] for data in kept}
+
+    def _shown(self, trial: optuna.Trial) -> dict[str, Any]:
+        """The knobs in the user's own values, ordinals decoded."""
+        holes = self.space.holes()
+        return {
+            name: holes[name].options[value] if holes[name].ordered and holes[name].options else value  # type: ignore[index]
+            for name, value in trial.params.items()
+        }
+
+    def progress(self, stage: str, note: str = "") -> Progress:
+        bill = self.store.get("bill", {"energy_j": 0.0, "seconds": {}})
+        trials = self.store.trials()
+        found: dict[str, Any] = {}
+        if self.store.get("facts") is not None and any(trial.user_attrs.get("feasible") for trial in trials):
+            front = Front.of(self.store.results())
+            found = {"front": len(front.members), "hypervolume": front.hypervolume}
+        return Progress(
+            stage=stage,
+            note=note,
+            trials=sum(trial.state.is_finished() for trial in trials),
+            measured=sum("evaluation" in t.user_attrs and t.user_attrs["evaluation"]["status"] == "measured" for t in trials),
+            seconds=bill["seconds"].get("total", 0.0),
+            energy_j=bill["energy_j"],
+            **found,
+        )
+
+
+def make_sampler(name: str, seed: int, number: int, trials: int | None) -> optuna.samplers.BaseSampler:
+    """An Optuna sampler whose randomness depends on the study's seed and the trial's number alone."""
+    seed = int.from_bytes(hashlib.sha256(f"{seed}/{number}".encode()).digest()[:4], "big")
+    population = min(50, max(8, (trials or 200) // 4))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        if name == "tpe":
+            return optuna.samplers.TPESampler(multivariate=True, seed=seed)
+        if name == "nsgaii":
+            return optuna.samplers.NSGAIISampler(population_size=population, seed=seed)
+        if name == "nsgaiii":
+            return optuna.samplers.NSGAIIISampler(population_size=population, seed=seed)
+        if name == "gp":
+            return optuna.samplers.GPSampler(seed=seed)
+        return optuna.samplers.RandomSampler(seed=seed)
+
+
+def _runtime(effect: Effect) -> str:
+    parts = effect.parts
+    return ", ".join(f"{key} {value}" for key, value in {**parts["runtime"], **parts.get("parallelism", {})}.items())
+
+
+def _digest(data: Any) -> str:
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:12]
