@@ -7,10 +7,14 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from autogreen.errors import MeterError
 from autogreen.meters import TIERS, Meter, Reading, Tier
+
+if TYPE_CHECKING:
+    from autogreen.evaluation import Evaluation
+    from autogreen.results import Results
 
 T = TypeVar("T")
 
@@ -111,3 +115,99 @@ def _refuses(action: Callable[[], object], what: str) -> None:
     except MeterError:
         return
     raise AssertionError(f"{what} must raise MeterError")
+
+
+# --- results of a study that never ran ------------------------------------------------------------------------------
+
+
+def scripted_evaluation(
+    loss: float | None,
+    ratio: float | None,
+    *,
+    name: str = "",
+    noise: tuple[float, float] = (0.002, 0.02),
+    tier: Tier = "estimated",
+    status: Literal["measured", "gated"] = "measured",
+) -> "Evaluation":
+    """An evaluation at this place: baseline of quality 0.98 and 1 mJ per item. loss, ratio None: a reference's own.
+
+    noise: half widths of the intervals, of the loss as it is, of the energy relative. name tells effects apart.
+    """
+    from autogreen.engines import Kernel, Recipe
+    from autogreen.evaluation import Evaluation
+    from autogreen.measurement import Interval, Measurement, Window
+    from autogreen.policy import Effect
+
+    def around(mean: float, half: float) -> Interval:
+        return Interval(mean=mean, low=mean - half, high=mean + half)
+
+    energy_j = 1e-3 * (1.0 if ratio is None else ratio)
+    reading = Reading(energy_j=64 * energy_j, low_j=32 * energy_j, high_j=192 * energy_j, duration_s=0.5)
+    measurement = Measurement(
+        energy_per_item_j=around(energy_j, energy_j * noise[1]),
+        latency_s=around(0.01, 0.0001),
+        items_per_call=64,
+        tier=tier,
+        boundary="scripted",
+        windows=(Window(reading=reading, calls=1, duration_s=0.5, used=True),),
+    )
+    parts = {"quantization": {name: "w8a8"} if name else {}, "runtime": {"engine": "inductor"}}
+    effect, measured = Effect.of(parts), status == "measured"
+    return Evaluation(
+        key=f"{effect.id}-baseline-s0",
+        effect=effect,
+        start="baseline",
+        seed=0,
+        status=status,
+        quality=around(0.98 - (loss or 0.0), 0.01),
+        loss=None if loss is None else around(loss, noise[0]),
+        ratio=None if ratio is None or not measured else around(ratio, ratio * noise[1]),
+        measurement=measurement if measured else None,
+        size_bytes=100_000 if measured else None,
+        memory_bytes=300_000 if measured else None,
+        recipe=Recipe(engine="inductor", batch=64, threads=1, device="cpu") if measured else None,
+        kernels=(Kernel(name="qlinear", precision="int8", calls=1),) if measured else (),
+        seconds={"measuring": 1.0},
+        spent_j=10.0,
+    )
+
+
+def scripted_results(
+    places: Sequence[tuple[float, float]],
+    *,
+    noise: tuple[float, float] = (0.002, 0.02),
+    tier: Tier = "estimated",
+    study: str = "scripted",
+) -> "Results":
+    """Results with one measured, feasible trial at each (loss, energy ratio); plain use at 1.5, one control at 1.2."""
+    from autogreen.results import Bill, Results, TrialResult
+
+    trials = tuple(
+        TrialResult(
+            number=number,
+            state="measured",
+            params={"width": round(1 - loss, 6), "scheme": "w8a8"},
+            policy={"quantization": [{"target": f"layer{number}", "scheme": "w8a8"}]},
+            evaluation=scripted_evaluation(loss, ratio, name=f"layer{number}", noise=noise, tier=tier),
+            feasible=True,
+        )
+        for number, (loss, ratio) in enumerate(places)
+    )
+    return Results(
+        study=study,
+        experiment={"name": study, "seed": 0},
+        task="toy",
+        workload={"kind": "offline", "batch": 64},
+        hardware={"device": "cpu", "cpu": "Scripted CPU", "cores": 2, "cpu_capability": "AVX512"},
+        item="sample",
+        tier=tier,
+        boundary="scripted",
+        baseline=scripted_evaluation(None, None, tier=tier),
+        plain=scripted_evaluation(0.0, 1.5, name="plain", noise=noise, tier=tier),
+        controls={"scratch": scripted_evaluation(0.03, 1.2, name="scratch", noise=noise, tier=tier)},
+        trials=trials,
+        published={},
+        reference_point=(0.1, 2.0),
+        max_loss=None,
+        bill=Bill(energy_j=900.0, seconds={"training": 60.0, "measuring": 30.0, "total": 100.0}),
+    )

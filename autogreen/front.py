@@ -1,0 +1,319 @@
+"""Front: the policies that nothing beats, decided beyond the noise of both axes.
+
+    loss  ^   o                     loss    quality loss against the baseline, paired per example; above 0 is worse
+          |     o    x              ratio   energy per item over the baseline's, measured in turns
+          |       o     o           o       a member: nothing dominates it
+          |    x      o             x       dominated
+          +------------------> ratio
+
+A dominates B: A's means are no worse than B's on both axes, and on at least one axis A's 95 % interval lies wholly
+below B's. The front is what is measured, feasible and not dominated so. By means alone noise would decide: a lucky
+window throws a better policy out, and 20 to 50 % of such a front's members are truly dominated by others. Here two
+policies that cannot be told apart both stay, and say so (`ties`); what is *proven* distinct is `steps`: the longest
+chain in which each policy costs more and loses less than the one before it, with both intervals disjoint. The relation
+is transitive, so any two steps are beyond each other's intervals.
+
+A trial's energy is that of its publication where there is one: measured afresh, after it was chosen, it is free of the
+luck that got it chosen. Joules per item are ratio × the baseline's, so that drift between windows cancels.
+"""
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from autogreen.errors import ConfigError, StudyError
+from autogreen.evaluation import Evaluation
+from autogreen.measurement import Interval
+from autogreen.point import Point, dominates, hypervolume, logarithmic, place, place_trial
+from autogreen.registry import nearest
+from autogreen.results import Results
+from autogreen.wording import quantity
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+__all__ = ["Front", "Point", "dominates", "hypervolume", "progress"]
+
+RULES = ("knee", "cheapest", "cheapest:loss<=0.01", "best", "best:energy<=0.002", "a member's id")
+
+
+def progress(results: Results) -> list[tuple[int, float]]:
+    """(trial number, hypervolume of all feasible trials up to it), for every finished trial, as the search saw them."""
+    best: list[tuple[float, float]] = []
+    found: list[tuple[int, float]] = []
+    reference, area = logarithmic(results.reference_point), 0.0
+    for trial in sorted(results.trials, key=lambda trial: trial.number):
+        if trial.state == "waiting":
+            continue
+        point = place_trial(results, trial, fresh=False) if trial.feasible else None
+        if point is not None:
+            x, y = logarithmic((point.loss.mean, point.ratio.mean))
+            if not any(a <= x and b <= y for a, b in best):
+                best = [(a, b) for a, b in best if not (x <= a and y <= b)] + [(x, y)]
+                area = hypervolume(best, reference)
+        found.append((trial.number, area))
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Front:
+    """members: cheapest first. others: measured, but dominated or infeasible. steps: members proven distinct.
+
+    hypervolume: of the members' means in (loss, ln ratio), to the study's reference point.
+    """
+
+    results: Results
+    baseline: Point
+    plain: Point | None
+    controls: tuple[Point, ...]
+    members: tuple[Point, ...]
+    others: tuple[Point, ...]
+    steps: tuple[Point, ...]
+    hypervolume: float
+
+    @classmethod
+    def of(cls, results: Results) -> "Front":
+        """Decide the front; one member an effect.
+
+        Raises:
+            StudyError: the baseline has no measurement, so nothing can be compared with it.
+        """
+        baseline = place(results, results.baseline, "baseline")
+        if baseline is None:
+            raise StudyError("the baseline is not measured yet, so there is no front. Let the sweep run on.")
+        points: dict[str, Point] = {}
+        infeasible: dict[str, Point] = {}
+        for trial in sorted(results.measured, key=lambda trial: trial.number):
+            if (point := place_trial(results, trial)) is not None:
+                (points if trial.feasible else infeasible).setdefault(point.id, point)
+        candidates = sorted(points.values(), key=lambda point: (point.ratio.mean, point.loss.mean, point.id))
+        chosen = [point for point in candidates if not any(dominates(other, point) for other in candidates)]
+        members = tuple(replace(point, ties=_ties(point, chosen)) for point in chosen)
+        held = {point.id for point in members}
+        controls = [place(results, found, name) for name, found in results.controls.items()]
+        return cls(
+            results=results,
+            baseline=baseline,
+            plain=place(results, results.plain, "plain use"),
+            controls=tuple(point for point in controls if point is not None),
+            members=members,
+            others=tuple(p for p in (*candidates, *infeasible.values()) if p.id not in held),
+            steps=_steps(members),
+            hypervolume=hypervolume(
+                (logarithmic((point.loss.mean, point.ratio.mean)) for point in members),
+                logarithmic(results.reference_point),
+            ),
+        )
+
+    @property
+    def references(self) -> tuple[Point, ...]:
+        """Baseline, plain use and controls, as far as they are measured."""
+        return (self.baseline, *([self.plain] if self.plain else []), *self.controls)
+
+    @property
+    def break_even_items(self) -> float | None:
+        """Items after which the cheapest member has paid the search's joules back; None when nothing saves."""
+        if not self.members:
+            return None
+        saved_j = self.baseline.energy_per_item_j.mean - self.members[0].energy_per_item_j.mean
+        return self.results.bill.energy_j / saved_j if saved_j > 0 else None
+
+    def pick(self, rule: str) -> Point:
+        """Choose one member.
+
+            knee                 furthest below the chord from the cheapest to the best, both axes normalised by it
+            cheapest             least energy
+            cheapest:loss<=X     least energy among those whose loss is proven to be at most X (test once published)
+            best                 least loss
+            best:energy<=X       least loss among those whose energy is proven to be at most X joules per item
+            ID                   that member; the beginning is enough where it is unique
+
+        Source: Das, On characterizing the "knee" of the Pareto curve based on normal-boundary intersection,
+        Structural Optimization 18, 1999.
+
+        Raises:
+            ConfigError: the rule is unknown, or nothing satisfies it (what there is, and the nearest miss, are named).
+        """
+        if not self.members:
+            raise ConfigError(
+                f"the front of {self.results.study!r} is empty: {len(self.results.measured)} of "
+                f"{len(self.results.trials)} trials were measured and none of them is feasible. Search on, or loosen "
+                "the constraints."
+            )
+        best = min(self.members, key=lambda point: (point.loss.mean, point.ratio.mean))
+        text = "".join(rule.split())
+        simple = {"knee": lambda: _knee(self.members, best), "cheapest": lambda: self.members[0], "best": lambda: best}
+        if text in simple:
+            return simple[text]()
+        if bound := re.fullmatch(r"(cheapest:loss|best:energy)<=(.+)", text):
+            return self._bounded(rule, bound[1], bound[2])
+        found = [point for point in self.members if text and point.id.startswith(text)]
+        if len(found) == 1:
+            return found[0]
+        ids = ", ".join(point.id for point in found or self.members)
+        if found:
+            raise ConfigError(f"{rule!r} begins {len(found)} ids: {ids}. Write more of the one you mean.")
+        hint = nearest(text, [*RULES[:-1], *(point.id for point in self.members)])
+        raise ConfigError(f"no rule or member {rule!r}.{hint} Rules: {', '.join(RULES)}. Members: {ids}.")
+
+    def _bounded(self, rule: str, kind: str, number: str) -> Point:
+        try:
+            limit = float(number)
+        except ValueError:
+            limit = math.nan
+        if not math.isfinite(limit):
+            raise ConfigError(f"{rule!r}: {number!r} is not a number. Write for example {RULES[2]!r} or {RULES[4]!r}.")
+        loss = kind == "cheapest:loss"
+
+        def bound(point: Point) -> float:
+            return point.proven_loss if loss else point.energy_per_item_j.high
+
+        fit = [point for point in self.members if bound(point) <= limit]
+        if fit:
+            return fit[0] if loss else min(fit, key=lambda point: (point.loss.mean, point.ratio.mean))
+        miss = min(self.members, key=bound)
+        what = "quality loss" if loss else f"energy per {self.results.item}"
+        raise ConfigError(
+            f"{rule!r}: none of {len(self.members)} members is proven to keep to it (the upper end of the 95 % "
+            f"interval counts). The nearest is {miss.id}: its {what} is at most "
+            f"{f'{bound(miss):.4f}' if loss else f'{bound(miss):.4g} J ({self.results.tier})'}."
+        )
+
+    def verdicts(self) -> tuple[str, ...]:
+        """Plain sentences for what should give a user pause: references and controls that beat members."""
+        said = []
+        for other in self.references:
+            beaten = [point for point in self.members if dominates(other, point)]
+            kind = "control" if other in self.controls else "reference"
+            if beaten:
+                figures = f"loss {other.loss.mean:.4f}, {quantity(other.energy_per_item_j.mean, 'J')}"
+                told = "; ".join(
+                    f"{point.id}: loss {point.loss.mean:.4f}, {quantity(point.energy_per_item_j.mean, 'J')}"
+                    for point in beaten
+                )
+                said.append(
+                    f"The {kind} {other.name!r} ({figures} per {self.results.item}, {self.results.tier}) beats "
+                    f"{len(beaten)} of {len(self.members)} members of the front beyond the noise: {told}."
+                )
+        return tuple(said)
+
+    def to_json(self) -> dict[str, Any]:
+        """One JSON object without NaN or infinity; what is unknown is None."""
+        results = self.results
+        gated = {name: found for name, found in results.controls.items() if found.measurement is None}
+        data = {
+            "study": results.study,
+            "task": results.task,
+            "workload": results.workload,
+            "hardware": results.hardware,
+            "unit": f"J per {results.item}",
+            "baseline": _told(self.baseline),
+            "plain": _told(self.plain) if self.plain else None,
+            "controls": {point.name: {**_told(point), "quality_loss": asdict(point.loss)} for point in self.controls}
+            | {name: _unmeasured(found) for name, found in gated.items()},
+            "front": [self._told_member(point) for point in self.members],
+            "search": {
+                "trials": len(results.trials),
+                "measured": len(results.measured),
+                "energy_j": results.bill.energy_j,
+                "seconds": results.bill.seconds.get("total", math.fsum(results.bill.seconds.values())),
+                "break_even_items": self.break_even_items,
+            },
+        }
+        cleaned: dict[str, Any] = _plain(data)
+        return cleaned
+
+    def _told_member(self, point: Point) -> dict[str, Any]:
+        told = {
+            "id": point.id,
+            **_told(point),
+            "policy": point.trial.policy if point.trial else None,
+            "kernels": [asdict(kernel) for kernel in point.evaluation.kernels],
+            "quality_loss": asdict(point.loss),
+        }
+        if point.published:
+            test, test_loss = point.published.test, point.published.test_loss
+            told["test"] = {"quality": test.mean, "quality_loss": asdict(test_loss)}
+        return told
+
+    def table(self) -> "Table":
+        """For the terminal (rich): members, then what they are compared with."""
+        from autogreen.table import front_table
+
+        return front_table(self)
+
+
+def _overlap(a: Interval, b: Interval) -> bool:
+    return a.low <= b.high and b.low <= a.high
+
+
+def _ties(point: Point, others: Iterable[Point]) -> tuple[str, ...]:
+    return tuple(
+        other.id
+        for other in others
+        if other.id != point.id and _overlap(point.loss, other.loss) and _overlap(point.ratio, other.ratio)
+    )
+
+
+def _steps(members: tuple[Point, ...]) -> tuple[Point, ...]:
+    """The longest chain of members (cheapest first), each beyond the one before on both axes."""
+    chains: list[tuple[Point, ...]] = []
+    for index, point in enumerate(members):
+        before = (
+            chain
+            for earlier, chain in zip(members[:index], chains, strict=True)
+            if earlier.ratio.high < point.ratio.low and point.loss.high < earlier.loss.low
+        )
+        chains.append((*max(before, key=len, default=()), point))
+    return max(chains, key=len, default=())
+
+
+def _knee(members: tuple[Point, ...], best: Point) -> Point:
+    """Normalised by the chord's ends, (1, 0) is the cheapest and (0, 1) the best: least x + y is furthest below it."""
+    cheapest = members[0]
+    width = cheapest.loss.mean - best.loss.mean
+    height = math.log(best.ratio.mean / cheapest.ratio.mean)
+    if width <= 0 or height <= 0:  # one policy is both
+        return best if width > 0 else cheapest
+
+    def height_over_ideal(point: Point) -> float:
+        x = (point.loss.mean - best.loss.mean) / width
+        return x + math.log(point.ratio.mean / cheapest.ratio.mean) / height
+
+    return min(members, key=height_over_ideal)
+
+
+def _told(point: Point) -> dict[str, Any]:
+    return {
+        "quality": point.quality.mean,
+        "quality_low": point.quality.low,
+        "quality_high": point.quality.high,
+        "energy_per_item_j": {**asdict(point.energy_per_item_j), "tier": point.measurement.tier},
+        "latency_s": point.measurement.latency_s.mean,
+        "size_bytes": point.evaluation.size_bytes,
+    }
+
+
+def _unmeasured(found: Evaluation) -> dict[str, Any]:
+    """A control that was gated: its quality is known, its energy is not."""
+    return {
+        "quality": found.quality.mean,
+        "quality_low": found.quality.low,
+        "quality_high": found.quality.high,
+        "energy_per_item_j": None,
+        "latency_s": None,
+        "size_bytes": found.size_bytes,
+        "quality_loss": asdict(found.loss) if found.loss else None,
+    }
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,127 @@
+"""Point: something measured, placed on the two axes of a front; when one dominates another; the area they cover."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+
+from autogreen.evaluation import Evaluation, Published
+from autogreen.measurement import Interval, Measurement
+from autogreen.results import Results, TrialResult
+from autogreen.wording import words
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """Something measured, placed on the axes. id: the effect's; name: for people (an id, or `baseline`, ...).
+
+    loss: against the baseline, above 0 is worse. ratio: energy per item over the baseline's.
+    energy_per_item_j: ratio × the baseline's mean. range_per_item_j: the same, widened by the meter's own range.
+    ties: ids of the members that this one cannot be told from.
+    """
+
+    id: str
+    name: str
+    evaluation: Evaluation
+    measurement: Measurement
+    loss: Interval
+    ratio: Interval
+    energy_per_item_j: Interval
+    trial: TrialResult | None = None
+    published: Published | None = None
+    ties: tuple[str, ...] = ()
+
+    @property
+    def quality(self) -> Interval:
+        return self.evaluation.quality
+
+    @property
+    def words(self) -> str:
+        return words(self.evaluation.effect.parts)
+
+    @property
+    def proven_loss(self) -> float:
+        """Upper end of the loss interval: on test data once published, on validation before."""
+        return (self.published.test_loss if self.published else self.loss).high
+
+    @property
+    def range_per_item_j(self) -> Interval:
+        own, wide = self.measurement.energy_per_item_j, self.measurement.range_per_item_j
+        low, high = (wide.low / own.low if own.low > 0 else 0.0), wide.high / own.high
+        energy = self.energy_per_item_j
+        return Interval(mean=energy.mean, low=energy.low * low, high=energy.high * high)
+
+
+def dominates(a: Point, b: Point) -> bool:
+    """A is no worse in both means, and better beyond the intervals in at least one."""
+    no_worse = a.loss.mean <= b.loss.mean and a.ratio.mean <= b.ratio.mean
+    return no_worse and (a.loss.high < b.loss.low or a.ratio.high < b.ratio.low)
+
+
+def hypervolume(points: Iterable[Iterable[float]], reference: tuple[float, float]) -> float:
+    """Area between the points and the reference point, both axes to be minimised; exact, O(n log n).
+
+    points: [n, 2], finite. One that is not better than the reference on both axes adds nothing.
+
+    Source: Zitzler and Thiele, Multiobjective Evolutionary Algorithms: A Comparative Case Study and the Strength
+    Pareto Approach, IEEE Transactions on Evolutionary Computation 3(4), 1999 (the size of the space covered).
+
+    Raises:
+        ValueError: a coordinate is NaN or infinite.
+    """
+    pairs = [(float(x), float(y)) for x, y in points]
+    if not all(map(math.isfinite, (*reference, *(value for pair in pairs for value in pair)))):
+        raise ValueError("hypervolume needs finite points and a finite reference")
+    area, ceiling = 0.0, reference[1]
+    for x, y in sorted(pairs):
+        if x < reference[0] and y < ceiling:
+            area += (reference[0] - x) * (ceiling - y)
+            ceiling = y
+    return area
+
+
+def place(results: Results, found: Evaluation, name: str, published: Published | None = None) -> Point | None:
+    """Place an evaluation on the axes; None where it was not measured or is not finite."""
+    reference, measurement = results.baseline, (published or found).measurement
+    if measurement is None or reference.measurement is None:
+        return None
+    base_j, own = reference.measurement.energy_per_item_j, measurement.energy_per_item_j
+    loss, ratio = found.loss, (published or found).ratio
+    if found.key == reference.key:
+        loss, ratio, energy = Interval(mean=0.0, low=0.0, high=0.0), Interval(mean=1.0, low=1.0, high=1.0), own
+    else:
+        if loss is None:  # not paired: the intervals of both count
+            loss = _difference(reference.quality, found.quality)
+        if ratio is None and base_j.low > 0:
+            ratio = Interval(mean=own.mean / base_j.mean, low=own.low / base_j.high, high=own.high / base_j.low)
+        if ratio is None:
+            return None
+        energy = Interval(**{end: value * base_j.mean for end, value in asdict(ratio).items()})
+    numbers = (*asdict(loss).values(), *asdict(ratio).values(), *asdict(energy).values())
+    if not all(map(math.isfinite, numbers)) or ratio.mean <= 0:
+        return None
+    return Point(
+        id=found.effect.id,
+        name=name,
+        evaluation=found,
+        measurement=measurement,
+        loss=loss,
+        ratio=ratio,
+        energy_per_item_j=energy,
+        published=published,
+    )
+
+
+def place_trial(results: Results, trial: TrialResult, fresh: bool = True) -> Point | None:
+    found = trial.evaluation
+    if found is None or trial.state != "measured":
+        return None
+    point = place(results, found, found.effect.id, results.published.get(found.key) if fresh else None)
+    return None if point is None else replace(point, trial=trial)
+
+
+def _difference(a: Interval, b: Interval) -> Interval:
+    return Interval(mean=a.mean - b.mean, low=a.low - b.high, high=a.high - b.low)
+
+
+def logarithmic(point: tuple[float, float]) -> tuple[float, float]:
+    return point[0], math.log(point[1])

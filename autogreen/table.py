@@ -1,0 +1,53 @@
+"""The front as a table for the terminal."""
+
+from rich.table import Table
+from rich.text import Text
+
+from autogreen.front import Front
+from autogreen.point import Point
+from autogreen.wording import plain_spread, quantity, spread
+
+
+def front_table(front: Front) -> Table:
+    """Members, then what they are compared with. ● proven distinct from the other ●, ○ not."""
+    results, estimated = front.results, front.results.tier == "estimated"
+    table = Table(title=Text(f"{results.study}: {results.task}, energy {results.tier}"), caption=Text(_bill(front)))
+    energy = f"energy per {results.item}, {results.tier}" + (" (95 %; possible)" if estimated else " (95 %)")
+    for head in ("", "policy", "quality", "loss (95 %)", energy, "ratio", "latency", "size", "what it does"):
+        table.add_column(Text(head), no_wrap=head in ("", "policy"), overflow="fold")
+
+    def add(mark: str, point: Point) -> None:
+        joules, size = spread(point.energy_per_item_j, "J"), point.evaluation.size_bytes
+        if estimated:
+            possible = point.range_per_item_j
+            joules += f"\n{quantity(possible.low, 'J')} to {quantity(possible.high, 'J')}"
+        cells = (
+            mark,
+            point.name,
+            f"{point.quality.mean:.4f}",
+            plain_spread(point.loss),
+            joules,
+            f"{point.ratio.mean:.3f}",
+            quantity(point.measurement.latency_s.mean, "s"),
+            "" if size is None else quantity(size, "B"),
+            point.words,
+        )
+        table.add_row(*(Text(cell) for cell in cells))
+
+    steps = {point.id for point in front.steps}
+    for point in front.members:
+        add("●" if point.id in steps else "○", point)
+    table.add_section()
+    for point in front.references:
+        add("", point)
+    return table
+
+
+def _bill(front: Front) -> str:
+    bill, paid = front.results.bill, front.break_even_items
+    back = "nothing saves, so it is never paid back" if paid is None else f"paid back after {paid:,.0f}"
+    items = "" if paid is None else f" {front.results.item}s"
+    return (
+        f"{len(front.members)} on the front, {len(front.steps)} of them (●) beyond each other's intervals. "
+        f"The search spent {quantity(bill.energy_j, 'J')} ({front.results.tier}): {back}{items}."
+    )

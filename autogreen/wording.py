@@ -1,0 +1,86 @@
+"""Words for people: SI prefixes, intervals, and what a policy does in one short line.."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from autogreen.measurement import Interval
+
+PREFIXES = {-12: "p", -9: "n", -6: "µ", -3: "m", 0: "", 3: "k", 6: "M", 9: "G", 12: "T"}
+
+
+def quantity(value: float, unit: str) -> str:
+    """Three significant digits with an SI prefix: ``quantity(0.00231, "J")`` is ``2.31 mJ``."""
+    power = _power(value)
+    return f"{_digits(value / 10.0**power)} {PREFIXES[power]}{unit}"
+
+
+def spread(interval: Interval, unit: str) -> str:
+    """Mean and ends under one prefix: ``2.31 mJ (2.20–2.42)``."""
+    power = _power(interval.mean)
+    mean, low, high = (_digits(value / 10.0**power) for value in (interval.mean, interval.low, interval.high))
+    return f"{mean} {PREFIXES[power]}{unit} ({low}–{high})"
+
+
+def plain_spread(interval: Interval, places: int = 4) -> str:
+    """A dimensionless mean and its ends: ``0.0031 (−0.0004 to 0.0066)``."""
+    mean, low, high = (
+        f"{round(value, places) + 0.0:.{places}f}".replace("-", "−")
+        for value in (interval.mean, interval.low, interval.high)
+    )
+    return f"{mean} ({low} to {high})"
+
+
+def words(effect: Mapping[str, Any]) -> str:
+    """What a policy's effect does: ``−38 % channels ×5, distilled 3 epochs, w8a8 ×9, 1 thread, inductor``.
+
+    The share of channels is of the groups that were pruned; × counts groups and layers. A section that is not known
+    here (a plug-in's) is named.
+    """
+    said = [text for section, part in sorted(effect.items(), key=_order) if (text := _section(section, part))]
+    compressed = any(effect.get(section) for section in effect if section not in ("parallelism", "runtime"))
+    return ", ".join(said if compressed else ["uncompressed", *said])
+
+
+ORDER = ("pruning", "distillation", "quantization", "parallelism", "runtime")
+
+
+def _order(item: tuple[str, Any]) -> int:
+    return ORDER.index(item[0]) if item[0] in ORDER else len(ORDER) - 2
+
+
+def _section(section: str, part: Any) -> str:
+    if not part:
+        return ""
+    if section == "pruning":
+        kept, before = sum(unit["width"] for unit in part.values()), sum(unit["of"] for unit in part.values())
+        return f"−{100 * (1 - kept / before):.0f} % channels ×{len(part)}"
+    if section == "distillation":
+        return f"distilled {_count(part['epochs'], 'epoch')}"
+    if section == "quantization":
+        schemes = sorted(part.values())
+        return ", ".join(f"{scheme} ×{schemes.count(scheme)}" for scheme in dict.fromkeys(schemes))
+    if section == "parallelism":
+        batch = f", batch {part['batch']}" if "batch" in part else ""
+        return _count(part["threads"], "thread") + batch
+    if section == "runtime":
+        return str(part["engine"])
+    return section
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _power(value: float) -> int:
+    if value == 0 or not math.isfinite(value):
+        return 0
+    power = 3 * math.floor(math.log10(abs(value)) / 3)
+    return min(12, max(-12, power))
+
+
+def _digits(value: float) -> str:
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
+    places = max(0, 2 - math.floor(math.log10(abs(value)) + 1e-12))
+    return f"{value:.{min(places, 3)}f}"

@@ -1,0 +1,365 @@
+"""The front: dominance beyond noise against definitions and brute force, every pick rule, and what is printed."""
+
+import io
+import json
+import math
+import random
+import subprocess
+import sys
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from autogreen.errors import ConfigError, StudyError
+from autogreen.evaluation import Evaluation, Published
+from autogreen.front import Front, dominates, hypervolume, progress
+from autogreen.measurement import Interval
+from autogreen.results import Results, TrialResult
+from autogreen.testing import scripted_evaluation, scripted_results
+from autogreen.wording import plain_spread, quantity, spread, words
+
+
+def front(*places: tuple[float, float], **settings: Any) -> Front:
+    return Front.of(scripted_results(places, **settings))
+
+
+def numbers(found: Front) -> list[int]:
+    return [point.trial.number for point in found.members if point.trial]
+
+
+def changed(results: Results, number: int, **fields: Any) -> Results:
+    trials = list(results.trials)
+    trials[number] = replace(trials[number], **fields)
+    return replace(results, trials=tuple(trials))
+
+
+def published(evaluation: Evaluation, *, loss: Interval, ratio: Interval) -> dict[str, Published]:
+    assert evaluation.measurement is not None
+    test = Interval(mean=0.9, low=0.85, high=0.95)
+    fresh = Published(key=evaluation.key, test=test, test_loss=loss, ratio=ratio, measurement=evaluation.measurement)
+    return {evaluation.key: fresh}
+
+
+# --- membership -------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_clearly_beaten_leaves_and_what_is_within_noise_stays() -> None:
+    found = front((0.00, 0.50), (0.05, 0.20), (0.06, 0.40), (0.0005, 0.503), (0.02, 0.30))
+    assert numbers(found) == [1, 4, 0, 3]  # cheapest first; 2 is dominated by 1 and 4; 3 only by luck behind 0
+    assert [point.trial.number for point in found.others if point.trial] == [2]
+    by_number = {point.trial.number: point for point in found.members if point.trial}
+    assert by_number[0].ties == (by_number[3].id,) and by_number[3].ties == (by_number[0].id,)
+    assert by_number[1].ties == ()
+
+
+def test_beyond_noise_in_one_axis_is_enough_but_worse_in_the_other_mean_is_not() -> None:
+    found = front((0.010, 0.50), (0.0101, 0.60), (0.0099, 0.70), noise=(0.002, 0.02))
+    assert numbers(found) == [0, 2]
+    first, last = found.members
+    assert not dominates(first, last) and not dominates(last, first) and not dominates(first, first)
+
+
+def test_membership_is_the_definition_on_random_points() -> None:
+    chance = random.Random(1)
+    places = [(chance.uniform(0, 0.05), chance.uniform(0.1, 1.5)) for _ in range(60)]
+    found = front(*places, noise=(0.004, 0.1))
+
+    def beats(a: tuple[float, float], b: tuple[float, float]) -> bool:
+        clear = a[0] + 0.004 < b[0] - 0.004 or a[1] * 1.1 < b[1] * 0.9
+        return a[0] <= b[0] and a[1] <= b[1] and clear
+
+    expected = {i for i, place in enumerate(places) if not any(beats(other, place) for other in places)}
+    assert set(numbers(found)) == expected
+    assert len(found.members) + len(found.others) == 60
+    by_means = {i for i, a in enumerate(places) if not any(b != a and b[0] <= a[0] and b[1] <= a[1] for b in places)}
+    assert by_means < expected  # noise keeps more, and loses none
+
+
+def test_steps_are_the_longest_chain_and_pairwise_proven() -> None:
+    found = front(*[(0.05 - 0.001 * i, 0.2 + 0.02 * i) for i in range(40)], noise=(0.002, 0.05))
+    assert len(found.members) == 40
+    steps = found.steps
+    assert len(steps) >= 5
+    for i, cheap in enumerate(steps):
+        for good in steps[i + 1 :]:
+            assert cheap.ratio.high < good.ratio.low and good.loss.high < cheap.loss.low
+    assert not any(other.id in step.ties for step in steps for other in steps)
+
+
+def test_only_measured_feasible_trials_and_one_an_effect() -> None:
+    results = scripted_results([(0.0, 0.5), (0.01, 0.1), (0.01, 0.2), (0.02, 0.05)])
+    results = changed(results, 1, feasible=False)
+    results = changed(results, 2, state="gated", evaluation=scripted_evaluation(0.01, 0.2, name="g", status="gated"))
+    twin = replace(results.trials[0], number=4, evaluation=scripted_evaluation(0.0, 0.4, name="layer0"))
+    waiting = TrialResult(number=5, state="waiting", params={}, policy={})
+    found = Front.of(replace(results, trials=(*results.trials, twin, waiting)))
+    assert numbers(found) == [3, 0]
+    assert len({point.id for point in found.members}) == 2
+
+
+def test_a_trial_that_is_not_finite_never_enters() -> None:
+    results = scripted_results([(0.0, 0.5), (0.01, 0.1)])
+    nan = Interval(mean=math.nan, low=math.nan, high=math.nan)
+    broken = replace(results.trials[1].evaluation, ratio=nan) if results.trials[1].evaluation else None
+    assert numbers(Front.of(changed(results, 1, evaluation=broken))) == [0]
+
+
+def test_a_published_member_counts_with_its_fresh_energy() -> None:
+    results = scripted_results([(0.0, 0.5), (0.01, 0.2), (0.012, 0.22)])
+    evaluation = results.trials[1].evaluation
+    assert evaluation is not None
+    fresh = published(
+        evaluation, loss=Interval(mean=0.02, low=0.01, high=0.03), ratio=Interval(mean=0.3, low=0.29, high=0.31)
+    )
+    assert numbers(Front.of(results)) == [1, 0]
+    found = Front.of(replace(results, published=fresh))
+    assert numbers(found) == [2, 1, 0]  # 1 was lucky: 2 is no longer beaten
+    assert found.members[1].energy_per_item_j.mean == pytest.approx(0.3e-3)
+    assert found.members[1].proven_loss == 0.03
+
+
+def test_references_without_a_pair_get_a_wide_interval_and_gated_controls_no_place() -> None:
+    results = scripted_results([(0.0, 0.5)])
+    results = replace(
+        results,
+        plain=replace(results.plain, loss=None, ratio=None),
+        controls={"hopeless": scripted_evaluation(0.5, 0.1, name="h", status="gated")},
+    )
+    found = Front.of(results)
+    assert found.plain is not None and found.controls == ()
+    assert found.plain.ratio.mean == pytest.approx(1.5) and found.plain.ratio.high > 1.5 * 1.03
+    assert found.plain.loss.low == pytest.approx(-0.02)
+    told = found.to_json()["controls"]["hopeless"]
+    assert told["energy_per_item_j"] is None and told["quality_loss"]["mean"] == pytest.approx(0.5)
+
+
+def test_without_a_measured_baseline_there_is_no_front() -> None:
+    results = scripted_results([(0.0, 0.5)])
+    with pytest.raises(StudyError, match="baseline is not measured"):
+        Front.of(replace(results, baseline=replace(results.baseline, measurement=None)))
+
+
+# --- hypervolume ------------------------------------------------------------------------------------------------------
+
+
+def test_hypervolume_closed_forms() -> None:
+    assert hypervolume([], (1, 1)) == 0
+    assert hypervolume([(0.25, 0.5)], (1, 1)) == pytest.approx(0.375)
+    assert hypervolume([(0, 0.5), (0.5, 0), (0.5, 0.5), (0, 0.5)], (1, 1)) == pytest.approx(0.75)
+    assert hypervolume([(1, 0), (0, 1), (2, -5), (-5, 2)], (1, 1)) == 0
+    assert hypervolume([(-1, -1)], (1, 1)) == pytest.approx(4)
+    for broken in (math.nan, math.inf):
+        with pytest.raises(ValueError, match="finite"):
+            hypervolume([(0, broken)], (1, 1))
+
+
+def test_hypervolume_against_monte_carlo() -> None:
+    import numpy as np
+
+    random_ = np.random.default_rng(0)
+    points = random_.uniform(0, 1.1, (25, 2)) ** 0.5
+    samples = random_.uniform(0, 1, (200_000, 2))
+    covered = np.zeros(len(samples), dtype=bool)
+    for point in points:
+        covered |= (samples >= point).all(1)
+    assert hypervolume(points, (1, 1)) == pytest.approx(covered.mean(), abs=0.004)
+
+
+def test_hypervolume_of_the_front_is_in_loss_and_log_energy_and_grows_over_trials() -> None:
+    results = scripted_results([(0.05, 1.0), (0.2, 0.1), (0.05, 0.5), (0.06, 0.6)])
+    expected = 0.05 * math.log(2.0 / 0.5)
+    assert Front.of(results).hypervolume == pytest.approx(expected)
+    areas = progress(results)
+    assert [number for number, _ in areas] == [0, 1, 2, 3]
+    assert [area for _, area in areas] == pytest.approx([0.05 * math.log(2), 0.05 * math.log(2), expected, expected])
+
+
+# --- pick -------------------------------------------------------------------------------------------------------------
+
+
+PLACES = ((0.0, 0.8), (0.004, 0.3), (0.02, 0.2), (0.05, 0.15))
+
+
+def picked(rule: str, results: Results | None = None) -> int:
+    trial = Front.of(results or scripted_results(PLACES, noise=(0.001, 0.02))).pick(rule).trial
+    assert trial is not None
+    return trial.number
+
+
+@pytest.mark.parametrize(
+    ("rule", "number"),
+    [
+        ("knee", 1),
+        ("cheapest", 3),
+        ("best", 0),
+        ("cheapest:loss<=0.021", 2),
+        ("cheapest: loss <= 0.0209", 1),
+        ("best:energy<=0.00031", 1),
+        ("best:energy<=0.0003", 2),
+        ("best:energy<=1e9", 0),
+    ],
+)
+def test_rules(rule: str, number: int) -> None:
+    assert picked(rule) == number
+
+
+def test_an_id_or_its_beginning_picks_that_member() -> None:
+    found = front(*PLACES)
+    for point in found.members:
+        assert found.pick(point.id) is point
+        shortest = next(
+            point.id[:n] for n in range(1, 13) if sum(o.id.startswith(point.id[:n]) for o in found.members) == 1
+        )
+        assert found.pick(shortest) is point
+
+
+def test_once_published_the_loss_on_test_data_decides() -> None:
+    results = scripted_results(PLACES, noise=(0.001, 0.02))
+    evaluation = results.trials[3].evaluation
+    assert evaluation is not None and evaluation.ratio is not None
+    good, bad = Interval(mean=0.001, low=0.0, high=0.002), Interval(mean=0.2, low=0.1, high=0.3)
+    for rule, loss, number in (("cheapest:loss<=0.01", good, 3), ("cheapest:loss<=0.06", bad, 2)):
+        fresh = published(evaluation, loss=loss, ratio=evaluation.ratio)
+        assert picked(rule, replace(results, published=fresh)) == number
+
+
+def test_knee_of_one_of_two_and_of_a_flat_front() -> None:
+    assert numbers(front((0.01, 0.5))) == [0] and front((0.01, 0.5)).pick("knee").trial is not None
+    assert picked("knee", scripted_results([(0.0, 0.5), (0.05, 0.1)])) == 1
+    assert picked("knee", scripted_results([(0.0101, 0.5), (0.0101, 0.501)])) == 0
+
+
+@pytest.mark.parametrize(
+    ("rule", "said"),
+    [
+        ("kne", "no rule or member 'kne'. Did you mean 'knee'"),
+        ("", "Rules: knee, cheapest"),
+        ("cheapest:loss<=-1", "The nearest is .* its quality loss is at most 0.0010"),
+        ("cheapest:loss<=lots", "'lots' is not a number"),
+        ("cheapest:loss<=nan", "'nan' is not a number"),
+        ("best:energy<=1e-9", r"energy per sample is at most 0.000153 J \(estimated\)"),
+        ("cheapest:energy<=1", "no rule"),
+        ("zzzz", "Members: "),
+    ],
+)
+def test_rules_that_nothing_satisfies(rule: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        picked(rule)
+
+
+def test_an_ambiguous_id_names_those_it_begins() -> None:
+    found = front(*[(0.05 - 0.001 * i, 0.2 + 0.02 * i) for i in range(20)])
+    letter = next(p.id[0] for p in found.members if sum(o.id[0] == p.id[0] for o in found.members) > 1)
+    with pytest.raises(ConfigError, match=f"'{letter}' begins . ids"):
+        found.pick(letter)
+
+
+def test_an_empty_front_says_why() -> None:
+    results = changed(scripted_results([(0.0, 0.5)]), 0, feasible=False)
+    with pytest.raises(ConfigError, match="1 of 1 trials were measured and none of them is feasible"):
+        Front.of(results).pick("knee")
+    assert Front.of(results).break_even_items is None
+    assert Front.of(results).hypervolume == 0
+
+
+# --- what is told -----------------------------------------------------------------------------------------------------
+
+
+def test_json_is_the_promised_object() -> None:
+    results = scripted_results(PLACES)
+    evaluation = results.trials[3].evaluation
+    assert evaluation is not None and evaluation.ratio is not None
+    fresh = published(evaluation, loss=Interval(mean=0.001, low=0.0, high=0.002), ratio=evaluation.ratio)
+    data = Front.of(replace(results, published=fresh)).to_json()
+    promised = "study task workload hardware unit baseline plain controls front search"
+    assert list(data) == promised.split()
+    told = {"quality", "quality_low", "quality_high", "energy_per_item_j", "latency_s", "size_bytes"}
+    assert set(data["baseline"]) == set(data["plain"]) == told
+    assert set(data["controls"]["scratch"]) == told | {"quality_loss"}
+    assert set(data["front"][1]) == told | {"id", "policy", "kernels", "quality_loss"}
+    assert data["front"][0]["test"] == {"quality": 0.9, "quality_loss": {"mean": 0.001, "low": 0.0, "high": 0.002}}
+    assert data["front"][0]["energy_per_item_j"]["tier"] == "estimated"
+    assert data["front"][0]["energy_per_item_j"]["mean"] == pytest.approx(0.15e-3)
+    assert data["front"][0]["policy"] == {"quantization": [{"target": "layer3", "scheme": "w8a8"}]}
+    assert data["front"][0]["kernels"] == [{"name": "qlinear", "precision": "int8", "calls": 1}]
+    assert data["search"] == {
+        "trials": 4,
+        "measured": 4,
+        "energy_j": 900.0,
+        "seconds": 100.0,
+        "break_even_items": pytest.approx(900 / 0.85e-3),
+    }
+    assert json.loads(json.dumps(data, allow_nan=False)) == data
+
+
+def test_json_has_no_nan_whatever_the_user_put_in() -> None:
+    results = scripted_results([(0.0, 1.5)])
+    results = replace(results, hardware={"watts": math.inf, "list": (math.nan, 1)}, experiment={})
+    data = Front.of(results).to_json()
+    assert data["hardware"] == {"watts": None, "list": [None, 1]}
+    assert data["search"]["break_even_items"] is None  # dearer than the baseline: it never pays
+    json.dumps(data, allow_nan=False)
+
+
+def shown(found: Front) -> str:
+    from rich.console import Console
+
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(found.table())
+    return console.export_text()
+
+
+def test_table_says_tier_range_and_steps() -> None:
+    text = shown(front(*PLACES, (0.0005, 0.801), noise=(0.001, 0.02)))
+    assert "estimated" in text and "150 µJ (147–153)" in text
+    assert "73.5 µJ to 459 µJ" in text  # half to three times: the scripted meter's own range
+    assert text.count("●") == 4 + 1 and "○" in text
+    assert "baseline" in text and "plain use" in text and "scratch" in text and "w8a8 ×1, inductor" in text
+    assert "900 J (estimated): paid back after 1,058,824 samples" in text
+
+
+def test_table_takes_names_as_they_are() -> None:
+    results = scripted_results([(0.0, 0.5)], study="[red]x[/red]", tier="measured")
+    results = replace(results, controls={"[/bold]": results.controls["scratch"]})
+    text = shown(Front.of(results))
+    assert "[red]x[/red]" in text and "[/bold]" in text and "energy per sample, measured" in text
+    assert "possible" not in text
+
+
+def test_a_control_that_wins_is_said() -> None:
+    results = scripted_results(PLACES)
+    assert Front.of(results).verdicts() == ()
+    better = replace(results, controls={"scratch": scripted_evaluation(0.01, 0.1, name="s")})
+    (said,) = Front.of(better).verdicts()
+    assert "control 'scratch' (loss 0.0100, 100 µJ per sample, estimated) beats 2 of 4 members" in said
+    dear = scripted_results([(0.01, 1.2)])
+    assert "reference 'baseline'" in Front.of(dear).verdicts()[0]
+
+
+def test_wording() -> None:
+    assert quantity(0.00231, "J") == "2.31 mJ" and quantity(1234, "J") == "1.23 kJ" and quantity(0, "J") == "0 J"
+    assert quantity(0.0009999, "s") == "1000 µs" and quantity(1e-3, "J") == "1.00 mJ"
+    assert quantity(-0.002, "J") == "-2.00 mJ" and quantity(math.inf, "J") == "inf J"
+    assert spread(Interval(mean=2.31e-3, low=2.2e-3, high=2.42e-3), "J") == "2.31 mJ (2.20–2.42)"
+    assert plain_spread(Interval(mean=0.003, low=-0.001, high=-0.0)) == "0.0030 (−0.0010 to 0.0000)"
+    effect = {
+        "pruning": {"a": {"width": 16, "of": 32, "importance": "magnitude"}, "b": {"width": 64, "of": 64}},
+        "distillation": {"epochs": 3, "alpha": 0.5},
+        "quantization": {"a": "w8a8", "b": "bf16", "c": "w8a8"},
+        "parallelism": {"threads": 1, "batch": 64},
+        "runtime": {"engine": "inductor"},
+        "sparsity": {"kind": "2:4"},
+    }
+    said = words(effect)
+    for part in ("−17 % channels ×2", "distilled 3 epochs", "bf16 ×1, w8a8 ×2", "1 thread, batch 64", "sparsity"):
+        assert part in said
+    assert words({"parallelism": {"threads": 2}, "runtime": {"engine": "eager"}}) == "uncompressed, 2 threads, eager"
+
+
+def test_importing_it_is_light() -> None:
+    heavy = ["torch", "mlflow", "plotly", "rich", "numpy", "pandas"]
+    code = "import sys, autogreen.front, autogreen.tracking, autogreen.page\n"
+    code += f"print([name for name in {heavy} if name in sys.modules])"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
