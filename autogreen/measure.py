@@ -67,6 +67,7 @@ def measure_beside(
     reference: Callable[[], object],
     *,
     items: int,
+    reference_items: int | None = None,
     meter: Meter,
     protocol: Protocol,
     synchronize: Callable[[], object] = lambda: None,
@@ -76,12 +77,14 @@ def measure_beside(
 ) -> Beside:
     """Measure `call` and `reference` in turns, A B, B A, A B ..., until the ratio's interval is narrow enough.
 
-    Both treat `items` items a call. The protocol's numbers of windows count pairs. With `warm` False the warm-up is
-    left out (both just ran); each is still called once, to be timed. Else as `measure`.
+    `reference` treats `reference_items` items a call, by default as many as `call`. The protocol's numbers of windows
+    count pairs. With `warm` False the warm-up is left out (both just ran); each is still called once, to be timed. Else
+    as `measure`.
     """
     chance = random.Random(seed)
     candidate, other = (
-        _Side(one, items, meter, protocol, synchronize, clock, chance, lead=1) for one in (call, reference)
+        _Side(one, count, meter, protocol, synchronize, clock, chance, lead=1)
+        for one, count in ((call, items), (reference, items if reference_items is None else reference_items))
     )
     for side in (other, candidate):
         side.warm(protocol.warmup_s if warm else 0.0)

@@ -277,6 +277,18 @@ def test_beside_alternates_and_finds_the_ratio() -> None:
     assert found.warnings == ()
 
 
+def test_beside_is_per_item_when_batches_differ() -> None:
+    clock = ScriptedClock()
+    meter = ScriptedMeter(clock=clock)
+    found = measure_beside(
+        steady(clock), steady(clock), items=8, reference_items=2, meter=meter, protocol=QUICK, clock=clock
+    )
+    assert found.ratio.mean == pytest.approx(2 / 8)
+    assert (found.candidate.items_per_call, found.reference.items_per_call) == (8, 2)
+    with pytest.raises(ConfigError, match="items is 0"):
+        measure_beside(steady(clock), steady(clock), items=8, reference_items=0, meter=meter, protocol=QUICK)
+
+
 def test_a_linear_drift_cancels_in_the_ratio() -> None:
     clock = ScriptedClock()
     meter = ScriptedMeter(clock=clock, watts=[100 + 2 * n for n in range(40)])

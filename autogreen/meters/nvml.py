@@ -23,7 +23,7 @@ from autogreen.meters.nvml_device import Unusable, find_uuid, load_nvml, lost, o
 
 POLL_S = 0.001  # between two reads; one read takes about 4 ms and releases the interpreter lock
 BACKWARDS_J = 0.01  # counters were seen to fall by a millijoule; more is a reset
-REST = 0.75  # of a step is slept through: constant polling slowed launch-bound programs by 8 %, this by 2 %
+REST = 0.85  # of a step is slept through: every read takes time from a program that is bound by kernel launches
 BLUR = 0.15  # of a step: what the time of a step may be in doubt (a read now and then takes 30 ms)
 LEAST_BLUR_S = 0.015
 FROZEN_S = 2.0  # no step for so long: the counter is not merely slow
