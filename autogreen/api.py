@@ -44,7 +44,7 @@ def search(
         item: what one example is called. outputs: "logits" (distilled by KL divergence) or "values" (squared error).
         name, runs: results live in `runs`/`name`.
         report: called with a `Progress` after every step.
-        settings: other keys of an experiment: workload, constraints, budget, protocol, meter, sampler, seed, device, ...
+        settings: other keys of an experiment: workload, constraints, budget, protocol, meter, sampler, ...
 
     Raises:
         AutogreenError: says what, why and the next step.
@@ -81,5 +81,13 @@ def export(front: Front, *, to: str | Path, pick: str = "knee", runs: str | Path
     """
     from autogreen import bundle
 
-    artifacts = Path(runs) / front.results.study / "artifacts"
-    return bundle.export(front.pick(pick).evaluation, results=front.results, artifacts=artifacts, to=Path(to))
+    point = front.pick(pick)
+    store = Store.open(Path(runs) / front.results.study)
+    return bundle.export(
+        point.evaluation,
+        published=point.published,
+        results=front.results,
+        artifacts=store.folder / "artifacts",
+        golden=store.golden(),
+        to=Path(to),
+    )

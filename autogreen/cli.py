@@ -48,7 +48,7 @@ def main() -> None:
 def _fail(message: str, code: int = 1) -> None:
     if "--debug" in sys.argv:
         raise
-    print(f"error: {message}", file=sys.stderr)  # noqa: T201
+    print(f"error: {message}", file=sys.stderr)
     sys.exit(code)
 
 
@@ -88,7 +88,7 @@ def sweep(
     front = Front.of(Store.open(folder).results())
     _show(front)
     _mirror(front, folder, loaded.tracking)
-    print(f"\nNext: autogreen export {loaded.name} --pick knee --to bundle && autogreen verify bundle")  # noqa: T201
+    print(f"\nNext: autogreen export {loaded.name} --pick knee --to bundle && autogreen verify bundle")
 
 
 @app.command()
@@ -121,22 +121,22 @@ def export(
     runs: Runs = RUNS,
 ) -> None:
     """Write the picked policy, as measured, as a bundle."""
-    from autogreen import bundle
+    from autogreen import api
     from autogreen.front import Front
     from autogreen.store import Store
 
-    results = Store.open(runs / name).results()
-    member = Front.of(results).pick(pick)
-    bundle.export(member.evaluation, results=results, artifacts=runs / name / "artifacts", to=to)
-    print(f"{to}: {member.id}. Next: autogreen verify {to}")  # noqa: T201
+    found = Front.of(Store.open(runs / name).results())
+    point = found.pick(pick)
+    api.export(found, pick=point.id, to=to, runs=runs)
+    print(f"{to}: {point.id}, {point.words}. Next: autogreen verify {to}")
 
 
 @app.command()
 def verify(folder: Path) -> None:
     """Check a bundle's hashes, its outputs, and, on the same machine, its energy."""
-    from autogreen import bundle
+    from autogreen.bundle import verify as verify_bundle
 
-    print(bundle.verify(folder).summary())  # noqa: T201
+    print(verify_bundle(folder).summary())
 
 
 @app.command()
@@ -195,10 +195,10 @@ def list_(family: Annotated[str | None, typer.Argument(help="tasks, techniques, 
         raise ConfigError(f"unknown family {family!r}.{nearest(family, families)} Known: {', '.join(families)}.")
     for title, table in families.items():
         if family in (None, title):
-            print(title)  # noqa: T201
+            print(title)
             for name in table:
                 first = (inspect.getdoc(table[name]) or "").partition("\n")[0]
-                print(f"  {name:14s} {first}")  # noqa: T201
+                print(f"  {name:14s} {first}")
 
 
 @app.command()
@@ -212,7 +212,7 @@ def ui(
     database = runs / "mlflow.db"
     if not database.exists():
         raise ConfigError(f"{database} does not exist yet; run `autogreen sweep EXPERIMENT.yaml` first.")
-    print(f"http://127.0.0.1:{port}/#/experiments?workflowType=machine_learning  (Ctrl-C stops it)")  # noqa: T201
+    print(f"http://127.0.0.1:{port}/#/experiments?workflowType=machine_learning  (Ctrl-C stops it)")
     command = ["server", "--backend-store-uri", f"sqlite:///{database}", "--host", "127.0.0.1", "--port", str(port)]
     subprocess.run([sys.executable, "-m", "mlflow", *command], check=False)
 
@@ -265,8 +265,11 @@ def _mirror(front: Any, folder: Path, uri: str | None) -> None:
     page = folder / "front.html"
     write_page(front, page)
     link = sync(front, uri=uri, folder=folder, timeout_s=60.0)
-    print(f"\nThe front as a page: {page}")  # noqa: T201
-    print(f"In MLflow: {link} (autogreen ui)" if link else "MLflow could not be reached; the study is complete without it.")  # noqa: T201
+    print(f"\nThe front as a page: {page}")
+    if link:
+        print(f"In MLflow: {link}")
+    else:
+        print("MLflow could not be reached; the study is complete without it.")
 
 
 def _console() -> Any:
@@ -278,4 +281,4 @@ def _console() -> Any:
 def _print_json(data: Any) -> None:
     import json
 
-    print(json.dumps(data, indent=2, allow_nan=False))  # noqa: T201
+    print(json.dumps(data, indent=2, allow_nan=False))

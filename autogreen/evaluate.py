@@ -24,6 +24,7 @@ from torch import nn
 
 from autogreen import hardware, quality
 from autogreen.anatomy import Anatomy, survey
+from autogreen.bundle.golden import pack
 from autogreen.engines import ENGINES, Program, Recipe, profile
 from autogreen.errors import AutogreenError, EvaluationError, RefusedError
 from autogreen.evaluation import Evaluation, Published, Request
@@ -36,6 +37,7 @@ from autogreen.techniques.quantization import check_kernels
 from autogreen.workload import Workload
 
 UNLIMITED = float("inf")
+GOLDEN = 64  # examples kept for bundles, at least
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +70,7 @@ class Evaluator:
         with watch.phase("training"):
             self._all_cores()
             model = self._start("baseline")
+        self._keep_golden()
         self._anatomy = anatomy = survey(model, self._example(1), tuple(TECHNIQUES))
         return {
             "anatomy": anatomy.to_json(),
@@ -304,6 +307,13 @@ class Evaluator:
             device=self.setup.device,
         )
 
+    def _keep_golden(self) -> None:
+        """Keep real inputs with the study, so that an export needs neither the task nor its data."""
+        batch = self.setup.workload.fixed_batch or 1
+        shape, tensors = pack(to_device(self._example(max(batch, GOLDEN)), "cpu"), "inputs")
+        save_file(tensors, self.setup.folder / "golden.safetensors")
+        (self.setup.folder / "golden.json").write_text(json.dumps(shape))
+
     def _program(self, key: str, recipe: Recipe) -> Program:
         return Program(self.setup.folder / "artifacts" / key, recipe)
 
@@ -317,14 +327,14 @@ class Evaluator:
 
     def _scores(self, key: str, split: Split) -> Scores:
         with np.load(self.setup.folder / "scores" / f"{key}-{split}.npz", allow_pickle=False) as data:
-            return Scores(values=data["values"], clusters=data["clusters"] if "clusters" in data else None)
+            return Scores(values=data["values"], clusters=data.get("clusters"))
 
     def _keep_scores(self, key: str, split: Split, scores: Scores) -> None:
         folder = self.setup.folder / "scores"
         folder.mkdir(exist_ok=True)
-        clusters = {} if scores.clusters is None else {"clusters": scores.clusters}
+        arrays = {"values": scores.values} | ({} if scores.clusters is None else {"clusters": scores.clusters})
         partial = folder / f".{key}-{split}.npz"
-        np.savez_compressed(partial, values=scores.values, **clusters)
+        np.savez_compressed(partial, allow_pickle=False, **arrays)
         partial.rename(folder / f"{key}-{split}.npz")
 
     def _test_scores(self, key: str, program: Program | None = None) -> Scores:

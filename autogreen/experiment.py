@@ -1,18 +1,18 @@
 """Experiment: one YAML file, validated once, wired to objects here and nowhere else.
 
-    task: digits                                 # or {digits: {width: 32}}, or a class of yours: {"module:Class": {}}
-    workload: {kind: offline, batch: 64}
-    space: ../search_spaces/cnn.yaml             # or the sections themselves
-    constraints: {max_loss: 0.05}                # also max_latency_s, max_size_bytes, max_memory_bytes
-    protocol: {window_s: 0.5}
-    meter: {name: auto}
-    budget: {trials: 40, seconds: 900}           # also energy_j; trial_seconds: cap of each one
-    sampler: tpe
-    seed: 0
-    device: cpu                                  # or cuda:0; by default the first GPU, else the CPU
-    executor: local
-    finalists: 6                                 # front members measured afresh and judged on the test split
-    tracking: null                               # an MLflow server; by default sqlite beside the runs
+task: digits                                 # or {digits: {width: 32}}, or a class of yours: {"module:Class": {}}
+workload: {kind: offline, batch: 64}
+space: ../search_spaces/cnn.yaml             # or the sections themselves
+constraints: {max_loss: 0.05}                # also max_latency_s, max_size_bytes, max_memory_bytes
+protocol: {window_s: 0.5}
+meter: {name: auto}
+budget: {trials: 40, seconds: 900}           # also energy_j; trial_seconds: cap of each one
+sampler: tpe
+seed: 0
+device: cpu                                  # or cuda:0; by default the first GPU, else the CPU
+executor: local
+finalists: 6                                 # front members measured afresh and judged on the test split
+tracking: null                               # an MLflow server; by default sqlite beside the runs
 """
 
 import sys
@@ -74,10 +74,10 @@ class Experiment:
     task: Any
     task_text: str
     space: SearchSpace
-    workload: Workload = Workload()
-    constraints: Constraints = Constraints()
-    protocol: Protocol = Protocol()
-    budget: Budget = Budget()
+    workload: Workload = field(default_factory=Workload)
+    constraints: Constraints = field(default_factory=Constraints)
+    protocol: Protocol = field(default_factory=Protocol)
+    budget: Budget = field(default_factory=Budget)
     meter: Mapping[str, Any] = field(default_factory=dict)
     sampler: str = "tpe"
     seed: int = 0
@@ -111,7 +111,15 @@ class Experiment:
 
 
 _PARTS = {"workload": Workload, "constraints": Constraints, "protocol": Protocol, "budget": Budget}
-_SCALARS = {"sampler": str, "seed": int, "device": str, "executor": str, "finalists": int, "tracking": str, "meter": dict}
+_SCALARS = {
+    "sampler": str,
+    "seed": int,
+    "device": str,
+    "executor": str,
+    "finalists": int,
+    "tracking": str,
+    "meter": dict,
+}
 
 
 def load(path: Path, overrides: tuple[str, ...] = ()) -> Experiment:
@@ -169,7 +177,7 @@ def build_task(data: Any, where: str) -> Any:
     if ":" in name and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))  # a user's own module, beside which the command is run
     cls = resolve(name) if ":" in name else TASKS[name]
-    if is_dataclass(cls):
+    if isinstance(cls, type) and is_dataclass(cls):
         return build(cls, settings or {}, f"{where}.{name}")
     if settings:
         raise ConfigError(f"{where}.{name} takes no settings: make {cls.__name__} a dataclass whose fields they are.")
@@ -182,7 +190,9 @@ def pick_device(wanted: str) -> str:
 
     if wanted != "auto":
         if wanted != "cpu" and not (wanted.startswith("cuda") and torch.cuda.is_available()):
-            raise ConfigError(f"device {wanted!r} is not here; use cpu{' or cuda:0' if torch.cuda.is_available() else ''}.")
+            raise ConfigError(
+                f"device {wanted!r} is not here; use cpu{' or cuda:0' if torch.cuda.is_available() else ''}."
+            )
         return wanted
     return "cuda:0" if torch.cuda.is_available() else "cpu"
 

@@ -36,7 +36,8 @@ class Point:
 
     @property
     def words(self) -> str:
-        return words(self.evaluation.effect.parts)
+        said = words(self.evaluation.effect.parts)
+        return f"half the width, trained from scratch: {said}" if self.evaluation.start == "scratch" else said
 
     @property
     def proven_loss(self) -> float:

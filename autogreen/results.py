@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from autogreen.evaluation import Evaluation, Published
-from autogreen.measurement import Tier
+from autogreen.meters import Tier
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,11 +5,11 @@ or aliases (a few hundred bytes of them expand to gigabytes), no duplicate keys 
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import fields
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import yaml
 
@@ -90,10 +90,10 @@ def build(cls: type[T], data: Any, where: str) -> T:
 
     if not isinstance(data, Mapping):
         raise ConfigError(f"{where} must be a mapping, not {data!r}.")
-    check_keys(data, tuple(field.name for field in fields(cls)), where)  # type: ignore[arg-type]
+    check_keys(data, tuple(field.name for field in fields(cls) if field.init), where)  # type: ignore[arg-type]
     try:
         # JSON mode is strict about scalars and still takes lists for tuples and mappings for dataclasses.
-        built: T = _adapter(cls).validate_json(json.dumps(data, allow_nan=True), strict=True)
+        built: T = _adapter(cast(Hashable, cls)).validate_json(json.dumps(data, allow_nan=True), strict=True)
     except (TypeError, ValueError) as error:
         if not isinstance(error, ValidationError):
             raise ConfigError(f"{where}: {error}") from None
@@ -106,7 +106,7 @@ def build(cls: type[T], data: Any, where: str) -> T:
 
 
 @cache
-def _adapter(cls: type[Any]) -> Any:
+def _adapter(cls: Hashable) -> Any:
     from pydantic import TypeAdapter
 
-    return TypeAdapter(cls)
+    return TypeAdapter(cast(type[Any], cls))

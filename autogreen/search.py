@@ -30,6 +30,7 @@ from autogreen.evaluation import Evaluation, Request
 from autogreen.executors import EXECUTORS, Done, Executor, Job
 from autogreen.experiment import Experiment, pick_device
 from autogreen.front import Front
+from autogreen.point import Point
 from autogreen.policy import Effect, Policy
 from autogreen.space import SearchSpace
 from autogreen.store import Store, writing
@@ -214,7 +215,7 @@ class _Run:
         published = self.store.get("published", {})
         protocol = self.experiment.protocol
         longer = replace(protocol, max_windows=2 * protocol.max_windows, target_relative=protocol.target_relative / 2)
-        chosen = [member.evaluation for member in front.finalists(self.experiment.finalists)]
+        chosen = [point.evaluation for point in _finalists(front, self.experiment.finalists)]
         for evaluation in (*chosen, *self.store.results().controls.values()):
             if evaluation.key in published or evaluation.status != "measured":
                 continue
@@ -246,7 +247,9 @@ class _Run:
         """Ask for a policy; None where it costs nothing to answer."""
         study = self.store.study
         number = len(study.get_trials(deepcopy=False))
-        study.sampler = make_sampler(self.experiment.sampler, self.experiment.seed, number, self.experiment.budget.trials)
+        study.sampler = make_sampler(
+            self.experiment.sampler, self.experiment.seed, number, self.experiment.budget.trials
+        )
         with writing(self.store.folder):
             trial = study.ask()
             policy = self.space.fill(trial)
@@ -290,7 +293,9 @@ class _Run:
             violations = self._violations(evaluation)
             trial.set_user_attr("evaluation", evaluation.to_json())
             trial.set_user_attr("constraints", violations)
-            trial.set_user_attr("feasible", evaluation.status == "measured" and max(violations.values(), default=0) <= 0)
+            trial.set_user_attr(
+                "feasible", evaluation.status == "measured" and max(violations.values(), default=0) <= 0
+            )
             self._tell_values(trial, evaluation, violations)
         front = Front.of(self.store.results())
         held = {member.evaluation.key for member in front.members} | self._reference_keys()
@@ -453,7 +458,9 @@ class _Run:
             stage=stage,
             note=note,
             trials=sum(trial.state.is_finished() for trial in trials),
-            measured=sum("evaluation" in t.user_attrs and t.user_attrs["evaluation"]["status"] == "measured" for t in trials),
+            measured=sum(
+                "evaluation" in t.user_attrs and t.user_attrs["evaluation"]["status"] == "measured" for t in trials
+            ),
             seconds=bill["seconds"].get("total", 0.0),
             energy_j=bill["energy_j"],
             **found,
@@ -475,6 +482,14 @@ def make_sampler(name: str, seed: int, number: int, trials: int | None) -> optun
         if name == "gp":
             return optuna.samplers.GPSampler(seed=seed)
         return optuna.samplers.RandomSampler(seed=seed)
+
+
+def _finalists(front: Front, count: int) -> list[Point]:
+    """Members proven distinct first, then the others, evenly from cheapest to best."""
+    others = [point for point in front.members if point not in front.steps]
+    room = max(0, count - len(front.steps))
+    spread = others if len(others) <= room else [others[i * len(others) // room] for i in range(room)]
+    return [*front.steps[:count], *spread]
 
 
 def _runtime(effect: Effect) -> str:

@@ -93,7 +93,7 @@ class SearchSpace:
         if not isinstance(data, Mapping):
             raise ConfigError(f"{where} must be a mapping of sections, not {data!r}. Sections: {', '.join(SECTIONS)}.")
         check_keys(data, SECTIONS, where)
-        sections = {}
+        sections: dict[str, tuple[Mapping[str, Any], ...]] = {}
         for section in SECTIONS:
             if section not in data:
                 continue
@@ -220,7 +220,9 @@ class SearchSpace:
             return value
         left = tuple(option for option in value.options if option not in bad[name])
         if not left:
-            raise RefusedError(f"{name}: every option ({', '.join(map(str, value.options))}) is refused on this device.")
+            raise RefusedError(
+                f"{name}: every option ({', '.join(map(str, value.options))}) is refused on this device."
+            )
         return Hole(options=left, ordered=value.ordered)
 
     def options(self, section: str, field: str) -> tuple[Any, ...]:
@@ -339,7 +341,7 @@ def _range(kind: str, given: Any, where: str) -> Hole:
     number = int if kind == "int" else (int, float)
     for key in ("low", "high", "step"):
         value = given.get(key, None if key == "step" else "")
-        if value is not None and (not isinstance(value, number) or isinstance(value, bool) or not math.isfinite(value)):  # type: ignore[arg-type]
+        if value is not None and (not isinstance(value, number) or isinstance(value, bool) or not math.isfinite(value)):
             raise ConfigError(
                 f"{where}.{key} must be {'a whole' if kind == 'int' else 'a finite'} number, not {value!r}."
             )

@@ -1,10 +1,10 @@
 """A study on disk. Optuna's storage is the one truth; all else is beside it and can be told from it.
 
-    runs/NAME/
-      study.db      Optuna's sqlite: trials, with policy and evaluation as attributes; references and the bill
-      artifacts/    KEY/ : model.pt2, weights.safetensors, recipe.json, for policies that may still be on the front
-      scores/       KEY-validation.npz : one number per example
-      lock          held by the one process that drives the study
+runs/NAME/
+  study.db      Optuna's sqlite: trials, with policy and evaluation as attributes; references and the bill
+  artifacts/    KEY/ : model.pt2, weights.safetensors, recipe.json, for policies that may still be on the front
+  scores/       KEY-validation.npz : one number per example
+  lock          held by the one process that drives the study
 """
 
 import fcntl
@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
@@ -23,7 +23,10 @@ from autogreen.errors import StudyError
 from autogreen.evaluation import Evaluation, Published
 from autogreen.results import Bill, Results, TrialResult
 
-DIRECTIONS = ("maximize", "minimize")  # quality, joules per item over the baseline's
+DIRECTIONS: tuple[Literal["maximize", "minimize"], ...] = (
+    "maximize",
+    "minimize",
+)  # quality, joules per item over the baseline's
 
 
 class Store:
@@ -45,7 +48,9 @@ class Store:
                 (folder / part).mkdir(parents=True, exist_ok=True)
             (folder / "lock").touch()
         except OSError as error:
-            raise StudyError(f"{error.filename} cannot be written: {error.strerror}. Choose another with --runs.") from error
+            raise StudyError(
+                f"{error.filename} cannot be written: {error.strerror}. Choose another with --runs."
+            ) from error
         return cls(folder, _study(folder))
 
     @classmethod
@@ -60,6 +65,13 @@ class Store:
             there = f"There are: {', '.join(others)}." if others else "Run `autogreen sweep EXPERIMENT.yaml` first."
             raise StudyError(f"no study {folder.name!r} in {folder.parent}/. {there}")
         return cls(folder, _study(folder))
+
+    @classmethod
+    def discard(cls, folder: Path) -> None:
+        """Delete a study, unless a process drives it."""
+        if (folder / "lock").exists():
+            with cls(folder, None).lock():  # type: ignore[arg-type]
+                shutil.rmtree(folder)
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -147,6 +159,15 @@ class Store:
         """The trial that stands for an evaluation key, finished or not."""
         return next((trial for trial in self.trials() if trial.user_attrs.get("key") == key), None)
 
+    def golden(self) -> Any:
+        """Real inputs that were kept with the study: positional and keyword arguments."""
+        from safetensors.torch import load_file
+
+        from autogreen.bundle.golden import unpack
+
+        shape = json.loads((self.folder / "golden.json").read_text())
+        return unpack(shape, load_file(self.folder / "golden.safetensors"))
+
     def keep_only(self, keys: set[str], max_bytes: float) -> None:
         """Delete the artifacts of all other keys, and then the largest ones until the cap holds."""
         found = [path for path in (self.folder / "artifacts").iterdir() if path.is_dir()]
@@ -192,13 +213,10 @@ def _result(trial: FrozenTrial) -> TrialResult:
     attributes = trial.user_attrs
     data = attributes.get("evaluation")
     evaluation = None if data is None else Evaluation.from_json(data)
-    if not trial.state.is_finished():
-        state = "waiting"
-    else:
-        state = "failed" if evaluation is None else evaluation.status
+    state = "waiting" if not trial.state.is_finished() else "failed" if evaluation is None else evaluation.status
     return TrialResult(
         number=trial.number,
-        state=state,  # type: ignore[arg-type]
+        state=state,
         params=attributes.get("params", {}),
         policy=attributes["policy"],
         evaluation=evaluation,
@@ -215,15 +233,20 @@ def _study(folder: Path) -> optuna.Study:
         storage = optuna.storages.RDBStorage(
             f"sqlite:///{folder / 'study.db'}", engine_kwargs={"connect_args": {"timeout": 60}}
         )
-        return optuna.create_study(
-            study_name=folder.name, storage=storage, directions=DIRECTIONS, load_if_exists=True
-        )
-    except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError, RuntimeError, json.JSONDecodeError) as error:
+        return optuna.create_study(study_name=folder.name, storage=storage, directions=DIRECTIONS, load_if_exists=True)
+    except (
+        sqlalchemy.exc.SQLAlchemyError,
+        optuna.exceptions.StorageInternalError,
+        RuntimeError,
+        json.JSONDecodeError,
+    ) as error:
         reason = str(error).splitlines()[0]
         if "readonly" in reason or "unable to open" in reason or "disk" in reason:
-            raise StudyError(f"{folder / 'study.db'} cannot be written: {reason}. Choose another with --runs.") from error
+            raise StudyError(
+                f"{folder / 'study.db'} cannot be written: {reason}. Choose another with --runs."
+            ) from error
         raise StudyError(
-            f"{folder / 'study.db'} is damaged ({reason}). The artifacts beside it are untouched: restore the file from "
+            f"{folder / 'study.db'} is damaged ({reason}). The artifacts beside it are untouched: restore it from "
             "a copy, or move the folder away and run the sweep again."
         ) from error
 
@@ -238,8 +261,8 @@ def writing(folder: Path) -> Iterator[None]:
     except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
         cause = error.__cause__ or error
         raise StudyError(
-            f"{folder / 'study.db'} cannot be written: {str(cause).splitlines()[0]}. What was told before is safe: make "
-            "room, or mend the permissions, and run the same command again."
+            f"{folder / 'study.db'} cannot be written: {str(cause).splitlines()[0]}. What was told before is safe: "
+            "make room, or mend the permissions, and run the same command again."
         ) from error
 
 

@@ -31,7 +31,7 @@ def export(model: nn.Module, example: Inputs) -> torch.export.ExportedProgram:
     try:
         with torch.no_grad():
             return torch.export.export(traced, args, kwargs, strict=False)
-    except Exception as error:  # noqa: BLE001 - export fails in any way on a model it cannot trace
+    except Exception as error:
         raise RefusedError(
             f"{type(model).__name__} cannot be exported by torch.export ({type(error).__name__}: "
             f"{str(error).splitlines()[0] if str(error) else ''}). Control flow that depends on values is the usual "

@@ -30,15 +30,11 @@ PRECISIONS: dict[str, Any] = {"c10::BFloat16": "bfloat16", "c10::Half": "float16
 
 
 def trace(program: Program, inputs: Inputs) -> tuple[tuple[Kernel, ...], int]:
-    """Profile one call of a warm program: its matrix kernels, and its peak of memory allocated beyond its weights (bytes)."""
+    """Profile one call of a warm program: its matrix kernels, and the peak of what the call allocates (bytes)."""
     activities = [ProfilerActivity.CPU]
     with profile(activities=activities, record_shapes=True, profile_memory=True) as recorded:
         program.run(*inputs)
-    seen = Counter(
-        (event.name, _precision(event))
-        for event in recorded.events()
-        if event.name.startswith(KERNELS)  # type: ignore[union-attr]
-    )
+    seen = Counter((event.name, _precision(event)) for event in recorded.events() if event.name.startswith(KERNELS))
     kernels = tuple(
         Kernel(name=name, precision=precision, calls=calls) for (name, precision), calls in sorted(seen.items())
     )

@@ -1,6 +1,6 @@
 """Executors: where policies are evaluated.
 
-    submit(job) ... next_done() -> Done          one job fails, the study goes on
+submit(job) ... next_done() -> Done          one job fails, the study goes on
 """
 
 from collections.abc import Mapping

@@ -41,14 +41,15 @@ class Local:
 
     def next_done(self) -> Done:
         assert self._job is not None and self._connection is not None
-        job, value, error = self._job, None, None
+        job, value = self._job, None
+        error: AutogreenError | None = None
         limit_s = None if job.limit_s is None else job.limit_s + GRACE_S
         try:
             if not self._connection.poll(limit_s):
                 self._kill()
                 error = EvaluationError(f"the time limit of {job.limit_s:.0f} s has passed; its worker was stopped.")
             else:
-                value, error, worn = cloudpickle.loads(self._connection.recv_bytes())  # noqa: S301 - our own worker
+                value, error, worn = cloudpickle.loads(self._connection.recv_bytes())
                 if worn:
                     self._kill()
         except (EOFError, OSError):

@@ -11,6 +11,7 @@ import threading
 import time
 import traceback
 from multiprocessing.connection import Connection
+from typing import Any
 
 import cloudpickle
 
@@ -25,10 +26,11 @@ def main() -> None:
     # only now, so that a parent that dies during the heavy imports is noticed
     from autogreen.evaluate import Evaluator
 
-    evaluator = Evaluator(cloudpickle.loads(connection.recv_bytes()))  # noqa: S301 - sent by our parent, no file
+    answer: tuple[Any, AutogreenError | None, bool]
+    evaluator = Evaluator(cloudpickle.loads(connection.recv_bytes()))
     while True:
         try:
-            job = cloudpickle.loads(connection.recv_bytes())  # noqa: S301
+            job = cloudpickle.loads(connection.recv_bytes())
         except EOFError:
             return
         try:

@@ -45,8 +45,8 @@ class Task(ABC):
     compares it. A subclass whose fields are YAML keys is a keyword-only frozen dataclass.
     """
 
-    item: str = "sample"
-    outputs: Literal["logits", "values"] = "logits"
+    item: str
+    outputs: Literal["logits", "values"]
 
     @abstractmethod
     def build(self, cache: Path) -> "nn.Module":
@@ -131,7 +131,7 @@ def cut(inputs: Inputs, size: int) -> list[Inputs]:
 
         return tree_map(pick, inputs)
 
-    return [take(part) for part in places.split(size)]
+    return [take(part) for part in torch.split(places, size)]
 
 
 def plain(outputs: Any) -> Any:

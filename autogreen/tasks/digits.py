@@ -1,10 +1,10 @@
 """Cluttered digits: name the one whole digit among pieces of others."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -39,8 +39,8 @@ class Digits(Task):
     Learning, CVPR 2016 (network).
     """
 
-    item: ClassVar[str] = "image"
-    outputs: ClassVar[Literal["logits", "values"]] = "logits"
+    item: str = field(default="image", init=False)
+    outputs: Literal["logits", "values"] = field(default="logits", init=False)
 
     width: int = 32
     epochs: int = 20
@@ -59,7 +59,9 @@ class Digits(Task):
         if split == "train":
             order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(epoch))
         size = self.batch_size
-        return [(images[part], labels[part]) for part in order.split(size) if split != "train" or len(part) == size]
+        return [
+            (images[part], labels[part]) for part in torch.split(order, size) if split != "train" or len(part) == size
+        ]
 
     def loss(self, outputs: Tensor, batch: Any) -> Tensor:
         return F.cross_entropy(outputs, batch[1])
@@ -67,7 +69,7 @@ class Digits(Task):
     def score(self, model: Any, split: Split) -> Scores:
         images, labels, sources = _canvases(split, 0, self.seed)
         with torch.no_grad():
-            named = torch.cat([model(part).argmax(1) for part in images.split(512)])
+            named = torch.cat([model(part).argmax(1) for part in torch.split(images, 512)])
         return Scores(values=(named == labels).double().numpy(), clusters=sources)
 
     def _trained(self, width: int, cache: Path) -> nn.Module:
@@ -134,7 +136,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.bn1(self.conv1(x)).relu()
-        return (self.bn2(self.conv2(y)) + self.shortcut(x)).relu()
+        total: Tensor = self.bn2(self.conv2(y)) + self.shortcut(x)
+        return total.relu()
 
 
 class Network(nn.Module):

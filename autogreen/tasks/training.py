@@ -32,7 +32,7 @@ def train(
         EvaluationError: the loss is not finite.
     """
     torch.manual_seed(seed)
-    model.to(device).train()
+    model.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]  # convolutions run faster so
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=1e-2)
     steps = max(2, epochs * count(task.batches("train", 0)))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps + 1, pct_start=0.2)
@@ -47,4 +47,5 @@ def train(
             value.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
+    model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     return model.eval()

@@ -23,8 +23,7 @@ class Distillation:
     For a task whose outputs are values rather than logits the soft part is the mean squared error to the teacher's
     outputs, which is what the formula tends to at high T.
 
-    Source: Hinton, Vinyals, Dean, Distilling the Knowledge in a Neural Network, 2015; Smith and Topin, Super-Convergence,
-    2018 (schedule).
+    Source: Hinton, Vinyals, Dean, Distilling the Knowledge in a Neural Network, 2015.
     """
 
     ordered: ClassVar[bool] = False
@@ -79,7 +78,8 @@ class Distillation:
             if teacher is None:
                 return hard
             soft = soft_loss(task.logits(outputs), teacher(batch), temperature, task.outputs)
-            return alpha * soft + (1 - alpha) * hard
+            mixed: Tensor = alpha * soft + (1 - alpha) * hard
+            return mixed
 
         return train(
             model,

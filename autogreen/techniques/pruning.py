@@ -124,7 +124,7 @@ def _graph(model: "nn.Module", example: "Inputs") -> Any:
                 output_transform=tensors,
                 verbose=False,
             )
-    except Exception as error:  # noqa: BLE001 - a tracer may fail in any way on a model it does not know
+    except Exception as error:
         raise RefusedError(
             f"pruning: the dependencies of {type(model).__name__} cannot be traced ({type(error).__name__}: {error}). "
             "Leave the pruning section out."

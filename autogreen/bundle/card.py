@@ -1,0 +1,86 @@
+"""MODEL_CARD.md: the manifest, told to people."""
+
+from autogreen.bundle.manifest import Manifest
+from autogreen.hardware import name
+from autogreen.measurement import Interval
+
+TEXT = """# {study}: {key}
+
+A compressed PyTorch model for the task `{task}`, found and exported by autogreen {autogreen}. `policy.yaml` says what \
+was done to it, `manifest.json` holds every number in full.
+
+| | mean | 95 % interval |
+|---|--:|--:|
+{rows}
+
+Energy is **{tier}** ({boundary}), in the workload `{workload}`, on {hardware}. Numbers hold for this hardware and \
+workload, for the engine `{engine}` with batches of {batch} and {threads} thread(s), and torch {torch}.{prediction}
+
+## Use
+
+```python
+import torch
+from autogreen.bundle import load
+
+program = load("path/to/this/folder")  # checks every hash first
+outputs = program({call})  # any number of examples, tensors on the CPU
+```
+
+`autogreen verify path/to/this/folder` compares its outputs with the recorded ones and, on the same hardware, its \
+energy with the promise.
+
+## Limits
+
+- The hashes show that nothing changed since the export. They do not show who made it: take bundles only from sources \
+that you trust.
+- Loading runs what the program says: a graph of PyTorch operators{compiles}. Archives with pickled content, native \
+code or anything but registered operators are refused.
+- Inputs must look like those it was exported with: {inputs}.
+"""
+
+
+def card(manifest: Manifest) -> str:
+    """Markdown, about a page."""
+    energy, recipe = manifest.energy, manifest.recipe
+    rows = [_row("quality on validation", manifest.validation.quality)]
+    if manifest.validation.quality_loss is not None:
+        rows.append(_row("quality lost against the reference, validation", manifest.validation.quality_loss))
+    if manifest.test is not None:
+        rows.append(_row("quality on test", manifest.test.quality))
+        if manifest.test.quality_loss is not None:
+            rows.append(_row("quality lost against the reference, test", manifest.test.quality_loss))
+    rows.append(_row(f"millijoules per {manifest.item}", energy.per_item_j, 1e3))
+    rows.append(_row("milliseconds per call", energy.latency_s, 1e3))
+    prediction = ""
+    if energy.ratio is not None and energy.ratio_prediction is not None:
+        rows.append(_row("energy over the reference's", energy.ratio))
+        promised = energy.ratio_prediction
+        prediction = (
+            f" A fresh measurement of the energy ratio on this device is promised to fall in {promised.low:.4g} to "
+            f"{promised.high:.4g}."
+        )
+    parts = manifest.golden.inputs["tuple"]
+    names = [*(f"arg{place}" for place, _ in enumerate(parts[0]["tuple"])), *(f"{k}={k}" for k in parts[1]["dict"])]
+    return TEXT.format(
+        study=manifest.study,
+        key=manifest.key,
+        task=manifest.task,
+        autogreen=manifest.versions.autogreen,
+        rows="\n".join(rows),
+        tier=energy.tier,
+        boundary=energy.boundary,
+        workload=", ".join(f"{key}: {value}" for key, value in manifest.workload.items()),
+        hardware=name(manifest.hardware),
+        engine=recipe.engine,
+        batch=recipe.batch,
+        threads=recipe.threads,
+        torch=manifest.versions.torch,
+        prediction=prediction,
+        call=", ".join(names),
+        compiles="" if recipe.engine == "eager" else ", compiled to native code on this machine",
+        inputs=", ".join(names),
+    )
+
+
+def _row(what: str, value: Interval, scale: float = 1.0) -> str:
+    return f"| {what} | {value.mean * scale:.4g} | {value.low * scale:.4g} to {value.high * scale:.4g} |"

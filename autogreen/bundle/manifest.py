@@ -1,0 +1,203 @@
+"""manifest.json: what a bundle states about itself, written and read strictly.
+
+The text is canonical (sorted, indented by one) and holds a hash of itself, so any changed byte is noticed.
+"""
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+from autogreen.engines import ENGINES, Kernel, Recipe
+from autogreen.errors import BundleError, ConfigError
+from autogreen.measurement import Interval, Protocol
+from autogreen.meters import Tier
+from autogreen.schema import MAX_BYTES, build
+
+FORMAT = 1
+NAME = "manifest.json"
+DIGEST = "manifest_sha256"
+
+# What an energy ratio moves by between two days although nothing changed: the program is compiled afresh, laid out
+# elsewhere in memory, the machine is warmer. Such changes of set-up alone shift run times by several percent
+# (Mytkowicz et al., "Producing wrong data without doing anything obviously wrong!", ASPLOS 2009); no number of windows
+# within one process shows it. Relative, each way.
+DRIFT = 0.10
+
+
+@dataclass(frozen=True, kw_only=True)
+class File:
+    """One file of the bundle."""
+
+    size_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quality:
+    """Mean score, and the paired loss against the reference (None: it is the reference), each with a 95 % interval."""
+
+    quality: Interval
+    quality_loss: Interval | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Energy:
+    """per_item_j: joules per item; the interval of repeating. range_per_item_j: widened by the meter's own range.
+    ratio: joules per item over the reference's, measured in turns. ratio_prediction: where a fresh measurement of that
+    ratio on the same device falls in 95 of 100 cases. windows: pairs (or windows) that the intervals rest on.
+    protocol: takes as many pairs as that. meter: its settings, as the search had them.
+    """
+
+    per_item_j: Interval
+    range_per_item_j: Interval
+    latency_s: Interval
+    tier: Tier
+    boundary: str
+    windows: int
+    protocol: Protocol
+    meter: dict[str, Any]
+    warnings: tuple[str, ...]
+    ratio: Interval | None
+    ratio_prediction: Interval | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Golden:
+    """inputs, outputs: shapes of the trees in golden.safetensors. tolerance: relative, see `golden.difference`."""
+
+    inputs: Any
+    outputs: Any
+    examples: int
+    tolerance: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Versions:
+    """What the bundle was exported with."""
+
+    autogreen: str
+    torch: str
+    torchao: str
+    python: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """item: what is counted. hardware: as `hardware.describe` gave it. validation: what the search saw; test: judged
+    once when the front was published, or None. files: by path inside the bundle, with forward slashes."""
+
+    format: int
+    study: str
+    key: str
+    task: str
+    workload: dict[str, Any]
+    item: str
+    hardware: dict[str, Any]
+    versions: Versions
+    recipe: Recipe
+    kernels: tuple[Kernel, ...]
+    validation: Quality
+    test: Quality | None
+    energy: Energy
+    golden: Golden
+    files: dict[str, File]
+
+
+def prediction(ratio: Interval) -> Interval:
+    """Where the mean of a fresh measurement of an energy ratio falls in 95 of 100 cases.
+
+    With the log-ratio's mean x and standard error s from n paired windows, its 95 % interval is x ± t·s, t the quantile
+    of Student's distribution with n − 1 degrees of freedom. A fresh mean of as many windows has an error of its own, so
+    the difference of the two has the standard error √(s² + s²), and the fresh one falls in x ± t·s·√2 (Hahn and Meeker,
+    Statistical Intervals, 1991, chapter 4). t·s is read off the interval: half its width on the log scale. Never
+    narrower than `DRIFT` each way, which windows of one process cannot show.
+    """
+    half = max(math.log(ratio.high / ratio.low) / 2 * math.sqrt(2), math.log1p(DRIFT))
+    return Interval(mean=ratio.mean, low=ratio.mean * math.exp(-half), high=ratio.mean * math.exp(half))
+
+
+def render(manifest: Manifest) -> str:
+    """The manifest's text."""
+    return seal(asdict(manifest))
+
+
+def seal(data: Mapping[str, Any]) -> str:
+    """Canonical text of plain data with its own hash inside."""
+    return _text({**data, DIGEST: hashlib.sha256(_text(data).encode()).hexdigest()})
+
+
+def parse(text: bytes, where: str) -> Manifest:
+    """Read a manifest's text; `where` names it in errors.
+
+    Raises:
+        BundleError: too long, not JSON, changed, of another format, with unknown or missing keys or wrong types.
+    """
+    if len(text) > MAX_BYTES:
+        raise BundleError(f"{where} has more than {MAX_BYTES:,} bytes; no export writes so much.")
+    try:
+        data = json.loads(text.decode(), object_pairs_hook=_unique, parse_constant=_finite, parse_float=_finite)
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"{where} is not a manifest: {str(error) or 'it is nested too deeply'}.") from None
+    if not isinstance(data, dict) or not isinstance(data.get("format"), int):
+        raise BundleError(f"{where} is not a manifest: it states no format.")
+    if data["format"] != FORMAT:
+        raise BundleError(f"{where} has format {data['format']}; this autogreen reads {FORMAT}. Use the one it names.")
+    digest = data.pop(DIGEST, None)
+    if digest is None or seal(data).encode() != text:
+        raise BundleError(f"{where} was changed after the export. Export again, or get the bundle from its source.")
+    try:
+        manifest = build(Manifest, data, where)
+    except (ConfigError, RecursionError) as error:
+        raise BundleError(f"{where} is not a manifest: {error}") from None
+    if _text(asdict(manifest)) != _text(data) and json.loads(_text(asdict(manifest))) != data:
+        raise BundleError(f"{where} is not a manifest: a nested part holds keys that no export writes.")
+    _check(manifest, where)
+    return manifest
+
+
+def _check(manifest: Manifest, where: str) -> None:
+    check_recipe(manifest.recipe, where)
+    if (manifest.energy.ratio is None) != (manifest.energy.ratio_prediction is None):
+        raise BundleError(f"{where}: a ratio needs a prediction interval, and the other way round.")
+    if not 0 < manifest.golden.tolerance < 1 or manifest.golden.examples < 1:
+        raise BundleError(f"{where}: golden examples need a tolerance in (0, 1) and one example at least.")
+    for name, file in manifest.files.items():
+        path = PurePosixPath(name)
+        plain = name == str(path) and not path.is_absolute() and ".." not in path.parts and name not in (".", NAME)
+        if not plain or not re.fullmatch(r"[\w.\-/]+", name, re.ASCII):
+            raise BundleError(f"{where} names the file {name!r}, which is no plain path inside the bundle.")
+        if file.size_bytes < 0 or not re.fullmatch(r"[0-9a-f]{64}", file.sha256):
+            raise BundleError(f"{where}: size or hash of {name!r} is none.")
+
+
+def check_recipe(recipe: Recipe, where: str) -> None:
+    """Refuse a recipe that names no known engine or device, or absurd numbers, before anything runs by it."""
+    if recipe.engine not in ENGINES:
+        raise BundleError(f"{where}: unknown engine {recipe.engine!r}; this autogreen knows {', '.join(ENGINES)}.")
+    if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", recipe.device):
+        raise BundleError(f"{where}: the device is {recipe.device!r}; allowed: cpu, cuda, cuda:N.")
+    if not 1 <= recipe.threads <= 4096 or not 1 <= recipe.batch <= 1_000_000:
+        raise BundleError(f"{where}: {recipe.threads} threads and batches of {recipe.batch} are out of bounds.")
+
+
+def _text(data: Mapping[str, Any]) -> str:
+    return json.dumps(data, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key stands twice")
+    return found
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is no finite number")
+    return value

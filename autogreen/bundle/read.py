@@ -1,0 +1,135 @@
+"""Read a bundle: everything is checked before anything is opened."""
+
+import hashlib
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+from autogreen.bundle import golden
+from autogreen.bundle.archive import refuse_code
+from autogreen.bundle.manifest import NAME, Manifest, check_recipe, parse
+from autogreen.engines import Program, Recipe
+from autogreen.errors import AutogreenError, BundleError, ConfigError
+from autogreen.schema import MAX_BYTES, build
+
+REQUIRED = ("policy.yaml", "weights.safetensors", "golden.safetensors", "MODEL_CARD.md")
+REFERENCE = "reference"
+
+
+def read(folder: Path) -> Manifest:
+    """Check a bundle: manifest, names, sizes, hashes, no file more or less, no archive that runs code when loaded.
+
+    Raises:
+        BundleError: what is wrong, and with which file.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise BundleError(f"{folder} is not a bundle: it is no folder. Name the folder that `autogreen export` wrote.")
+    try:
+        found = _files(folder)
+        if NAME not in found:
+            raise BundleError(f"{folder} is not a bundle: it has no {NAME}. Name the folder that export wrote.")
+        with (folder / NAME).open("rb") as file:
+            manifest = parse(file.read(MAX_BYTES + 1), str(folder / NAME))
+        _check_names(folder, manifest, found)
+        for name, stated in manifest.files.items():
+            if found[name] != stated.size_bytes:
+                raise BundleError(f"{folder / name} has {found[name]} bytes; the manifest says {stated.size_bytes}.")
+        for name, stated in manifest.files.items():
+            if sha256(folder / name) != stated.sha256:
+                raise BundleError(f"{folder / name} was changed after the export: its hash is not the manifest's.")
+    except OSError as error:
+        raise BundleError(f"{error.filename or folder} cannot be read: {error.strerror}.") from error
+    for name in manifest.files:
+        if name.endswith(".pt2"):
+            refuse_code(folder / name)
+    return manifest
+
+
+def load(folder: Path) -> Program:
+    """Check a bundle and load its program: what was measured, for any number of examples, tensors on the CPU.
+
+    Raises:
+        BundleError: the bundle is not what the manifest says, or cannot be loaded here.
+    """
+    manifest = read(folder)
+    return opened(Path(folder), manifest.recipe, manifest.versions.torch)
+
+
+def load_reference(folder: Path, manifest: Manifest) -> Program:
+    """Load what a checked bundle was measured beside."""
+    path = Path(folder) / REFERENCE / "recipe.json"
+    try:
+        recipe = build(Recipe, json.loads(path.read_text()), str(path))
+    except (OSError, ValueError, RecursionError, ConfigError) as error:
+        raise BundleError(f"{path} is not a recipe: {error}.") from error
+    check_recipe(recipe, str(path))
+    return opened(path.parent, recipe, manifest.versions.torch)
+
+
+def opened(folder: Path, recipe: Recipe, made_with: str) -> Program:
+    """Load an artifact; whatever goes wrong is told with the version of torch that it was made with."""
+    import torch
+
+    if recipe.device.startswith("cuda") and not torch.cuda.is_available():
+        raise BundleError(f"{folder} runs on {recipe.device!r}, and torch finds no such device here.")
+    try:
+        return Program(folder, recipe)
+    except AutogreenError:
+        raise
+    except Exception as error:
+        raise BundleError(
+            f"{folder} cannot be loaded ({type(error).__name__}: {error}). It was exported with torch {made_with}; "
+            f"this is {torch.__version__}."
+        ) from error
+
+
+def examples(folder: Path, manifest: Manifest) -> tuple[Any, Any]:
+    """Golden inputs ((args, kwargs)) and outputs of a checked bundle."""
+    from safetensors.torch import load_file
+
+    path = Path(folder) / "golden.safetensors"
+    try:
+        tensors = load_file(path)
+    except Exception as error:
+        raise BundleError(f"{path} cannot be read: {type(error).__name__}: {error}.") from error
+    inputs = golden.unpack(manifest.golden.inputs, tensors)
+    if not (isinstance(inputs, tuple) and len(inputs) == 2 and isinstance(inputs[0], tuple)):
+        raise BundleError(f"{path} holds no inputs: positional and keyword arguments are wanted.")
+    return inputs, golden.unpack(manifest.golden.outputs, tensors)
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _files(folder: Path) -> dict[str, int]:
+    """Sizes of all files by path inside the folder; links and devices are refused."""
+    found: dict[str, int] = {}
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    for place, folders, names in os.walk(folder, onerror=fail, followlinks=False):
+        for name in (*folders, *names):
+            path = Path(place) / name
+            status = path.lstat()
+            if stat.S_ISREG(status.st_mode):
+                found[path.relative_to(folder).as_posix()] = status.st_size
+            elif not stat.S_ISDIR(status.st_mode):
+                raise BundleError(f"{path} is a link or no plain file; a bundle holds plain files only.")
+    return found
+
+
+def _check_names(folder: Path, manifest: Manifest, found: dict[str, int]) -> None:
+    wanted = {*REQUIRED, *((f"{REFERENCE}/recipe.json",) if manifest.energy.ratio else ())}
+    if unstated := sorted(wanted - manifest.files.keys()):
+        raise BundleError(f"{folder / NAME} names no {', '.join(unstated)}; every bundle has it.")
+    if missing := sorted(manifest.files.keys() - found.keys()):
+        raise BundleError(f"{folder} lacks {', '.join(missing)}. Copy the bundle again, or export it again.")
+    if extra := sorted(found.keys() - manifest.files.keys() - {NAME}):
+        raise BundleError(f"{folder} holds what the manifest does not name: {', '.join(extra)}. Remove it.")

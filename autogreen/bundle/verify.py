@@ -1,0 +1,134 @@
+"""Does a bundle keep its promise here? Hashes in this process; outputs and energy in a fresh one."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from autogreen.bundle.read import read
+from autogreen.errors import BundleError
+from autogreen.measurement import Interval, Protocol
+
+LIMIT_S = 600.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verification:
+    """What was checked, and held; whatever does not hold is a `BundleError`.
+
+    Attributes:
+        study, key: which policy it is.
+        hardware: this machine in one line.
+        examples: golden examples that ran. difference: largest of their outputs' (see `golden.difference`), at most
+            `tolerance`.
+        ratio: energy per item over the reference's, measured here in turns; None: not measured, `notes` say why.
+        promised: where the manifest promised it to fall.
+        notes: what was not checked and why. warnings: of the measurement.
+    """
+
+    study: str
+    key: str
+    hardware: str
+    examples: int
+    difference: float
+    tolerance: float
+    ratio: Interval | None
+    promised: Interval | None
+    notes: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data that `json.dumps` takes and `from_json` turns back into an equal object."""
+        return asdict(self) | {"notes": list(self.notes), "warnings": list(self.warnings)}
+
+    def summary(self) -> str:
+        """A few lines for people."""
+        lines = [
+            f"{self.key} of {self.study}, on {self.hardware}",
+            "files: every hash is the manifest's",
+            f"outputs: {self.examples} golden examples differ by at most {self.difference:.2g} of their largest value "
+            f"(allowed: {self.tolerance:g})",
+        ]
+        if self.ratio is not None and self.promised is not None:
+            lines.append(
+                f"energy: {self.ratio.mean:.4g} ({self.ratio.low:.4g} to {self.ratio.high:.4g}) of the reference's per "
+                f"item; promised: {self.promised.low:.4g} to {self.promised.high:.4g}"
+            )
+        lines += [f"note: {note}" for note in self.notes]
+        lines += [f"warning: {warning}" for warning in self.warnings]
+        return "\n".join(lines)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "Verification":
+        """The inverse of `to_json`."""
+        intervals = {key: None if data[key] is None else Interval(**data[key]) for key in ("ratio", "promised")}
+        return cls(**{**data, **intervals, "notes": tuple(data["notes"]), "warnings": tuple(data["warnings"])})
+
+
+def verify(
+    folder: Path, *, protocol: Protocol | None = None, meter: Mapping[str, Any] | None = None, limit_s: float = LIMIT_S
+) -> Verification:
+    """Check a bundle on this machine.
+
+    1. manifest, names, sizes, hashes, archives, before anything is opened;
+    2. in a fresh process: the program loads, and its golden outputs are as recorded;
+    3. there, on the hardware, tier and boundary of the manifest: its energy over the reference's, measured in turns, is
+       in the manifest's prediction interval. Elsewhere this is left out, and a note says so.
+
+    Args:
+        protocol: how long to measure; by default as many pairs as the promise rests on, which is what it is made for.
+        meter: settings of the meter, `name` among them; by default those of the search.
+        limit_s: seconds after which the fresh process is stopped.
+
+    Raises:
+        BundleError: what does not hold, with the figures.
+    """
+    folder = Path(folder).absolute()
+    read(folder)
+    job = {
+        "folder": str(folder),
+        "protocol": protocol and asdict(protocol),
+        "meter": None if meter is None else dict(meter),
+    }
+    answer = _in_fresh_process(json.dumps(job), str(folder), limit_s)
+    if "error" in answer:
+        raise BundleError(answer["error"])
+    return Verification.from_json(answer)
+
+
+def _in_fresh_process(job: str, what: str, limit_s: float) -> dict[str, Any]:
+    # -P: the working folder, which may be the bundle itself, is no place to import from
+    here = os.pathsep.join(filter(None, (str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH"))))
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-m", "autogreen.bundle.worker"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={"TORCHINDUCTOR_COMPILE_THREADS": "1", **os.environ, "PYTHONPATH": here},
+        start_new_session=True,
+    )
+    try:
+        answer, complaints = process.communicate(job, timeout=limit_s)
+    except subprocess.TimeoutExpired:
+        raise BundleError(
+            f"{what} was not verified within {limit_s:g} s, so it was stopped. Allow more time, or quiet the machine."
+        ) from None
+    finally:
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)  # compilers too
+        process.wait()
+    if process.returncode != 0 or not answer:
+        how = f"exit status {process.returncode}"
+        if process.returncode < 0:
+            how = f"signal {signal.Signals(-process.returncode).name}"
+        last = complaints.strip().splitlines()[-1:] or ["it said nothing"]
+        raise BundleError(f"the process that verified {what} died ({how}); its last words: {last[0]}")
+    found: dict[str, Any] = json.loads(answer)
+    return found

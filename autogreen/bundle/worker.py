@@ -1,0 +1,141 @@
+"""The fresh process of `verify`: one JSON job on standard input, one JSON answer on standard output."""
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from autogreen.bundle import golden
+from autogreen.bundle.manifest import Manifest
+from autogreen.bundle.read import examples, load_reference, opened, read
+from autogreen.bundle.verify import Verification
+from autogreen.engines import Program
+from autogreen.errors import AutogreenError, BundleError, MeterError
+from autogreen.measurement import Beside, Protocol
+
+
+def check(folder: Path, protocol: Protocol | None, meter: Mapping[str, Any] | None) -> Verification:
+    """Compare golden outputs; measure beside the reference where that can be compared.
+
+    Raises:
+        BundleError: what does not hold, with the figures.
+    """
+    from autogreen import hardware
+    from autogreen.meters import choose
+
+    manifest = read(folder)
+    inputs, expected = examples(folder, manifest)
+    program = opened(folder, manifest.recipe, manifest.versions.torch)
+    difference = _difference(folder, manifest, program, inputs, expected)
+    here = hardware.name(hardware.describe(manifest.recipe.device))
+    there, promised = hardware.name(manifest.hardware), manifest.energy.ratio_prediction
+    beside: Beside | None = None
+    note = ""
+    if promised is None:
+        note = "this is the reference itself: no energy ratio was promised, outputs only"
+    elif here != there:
+        note = f"other hardware ({here}; the promise is for {there}): outputs only, energy not measured"
+    else:
+        settings = dict(manifest.energy.meter if meter is None else meter)
+        try:
+            chosen = choose(manifest.recipe.device, settings.pop("name", "auto"), **settings)
+        except MeterError as error:
+            note = f"energy not measured, outputs only: {error}"
+        else:
+            energy = manifest.energy
+            if chosen.tier != energy.tier:
+                note = f"energy is {chosen.tier} here and was {energy.tier} there: outputs only, energy not measured"
+            elif chosen.boundary != energy.boundary:
+                note = (
+                    f"energy here is of another boundary ({chosen.boundary}; there: {energy.boundary}): outputs only, "
+                    "energy not measured. Give the meter the settings of the search."
+                )
+            else:
+                beside = _measure(
+                    program, load_reference(folder, manifest), inputs, chosen, protocol or energy.protocol
+                )
+    found = Verification(
+        study=manifest.study,
+        key=manifest.key,
+        hardware=here,
+        examples=manifest.golden.examples,
+        difference=difference,
+        tolerance=manifest.golden.tolerance,
+        ratio=None if beside is None else beside.ratio,
+        promised=promised,
+        notes=(note,) if note else (),
+        warnings=() if beside is None else (*beside.warnings, *beside.candidate.warnings),
+    )
+    _check_ratio(folder, found)
+    return found
+
+
+def _difference(folder: Path, manifest: Manifest, program: Program, inputs: Any, expected: Any) -> float:
+    args, kwargs = inputs
+    try:
+        outputs = program(*args, **kwargs)
+    except Exception as error:
+        raise BundleError(f"{folder} fails on its golden inputs ({type(error).__name__}: {error}).") from error
+    difference, allowed = golden.difference(expected, outputs), manifest.golden.tolerance
+    if not difference <= allowed:
+        raise BundleError(
+            f"{folder} gives other outputs than recorded: they differ by {difference:.3g} of their largest value, "
+            f"{allowed:g} is allowed. Recorded on {manifest.hardware.get('cpu')} with torch {manifest.versions.torch}. "
+            "Do not deploy it here; export it again, on this machine."
+        )
+    return difference
+
+
+def _measure(program: Program, reference: Program, inputs: Any, meter: Any, protocol: Protocol) -> Beside:
+    import torch
+
+    from autogreen.evaluate import _lease
+    from autogreen.measure import measure_beside
+    from autogreen.tasks import cut, to_device
+
+    device, batch, other = program.recipe.device, program.recipe.batch, reference.recipe.batch
+    ours, theirs = (to_device(cut(inputs, size)[0], device) for size in (batch, other))
+    with _lease():
+        return measure_beside(
+            lambda: program.run(*ours),
+            lambda: reference.run(*theirs),
+            items=batch,
+            reference_items=other,
+            meter=meter,
+            protocol=protocol,
+            synchronize=torch.cuda.synchronize if device.startswith("cuda") else (lambda: None),
+        )
+
+
+def _check_ratio(folder: Path, found: Verification) -> None:
+    if found.ratio is None or found.promised is None or found.promised.low <= found.ratio.mean <= found.promised.high:
+        return
+    ratio, promised = found.ratio, found.promised
+    raise BundleError(
+        f"{folder} does not keep its promise: measured here beside its reference, it takes {ratio.mean:.4g} of the "
+        f"reference's energy per item ({ratio.low:.4g} to {ratio.high:.4g}); promised were {promised.mean:.4g}, and in "
+        f"a fresh measurement {promised.low:.4g} to {promised.high:.4g}. Quiet the machine and verify again; if it "
+        "stays, search again here." + "".join(f" Warning: {warning}" for warning in found.warnings)
+    )
+
+
+def main() -> None:
+    """Answer one job. Whatever third parties print goes to standard error."""
+    answer = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    job = json.load(sys.stdin)
+    try:
+        protocol = None if job["protocol"] is None else Protocol(**job["protocol"])
+        found = check(Path(job["folder"]), protocol, job["meter"]).to_json()
+    except AutogreenError as error:
+        found = {"error": str(error)}
+    except Exception as error:  # noqa: BLE001 - every failure is to reach the one who asked
+        found = {"error": f"{job['folder']} could not be verified: {type(error).__name__}: {error}"}
+    with answer:
+        json.dump(found, answer)
+
+
+if __name__ == "__main__":
+    main()

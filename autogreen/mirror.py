@@ -1,0 +1,221 @@
+"""What a study looks like in MLflow: runs as plain values, within MLflow's limits. Knows no server.
+
+experiment   task · workload · hardware
+└── run      the sweep: hypervolume and joules over trials, the front as page, picture and table
+    ├── run  baseline, plain use, each control
+    └── run  each finished trial: knobs, figures with intervals, policy.json, evaluation.json
+"""
+
+import hashlib
+import json
+import math
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from autogreen import hardware
+from autogreen.evaluation import Evaluation
+from autogreen.front import Front, progress
+from autogreen.page import html
+from autogreen.picture import svg
+from autogreen.point import Point
+
+PARAM_CHARACTERS, TAG_CHARACTERS, KEY_CHARACTERS = 6000, 8000, 250  # MLflow cuts what is longer without a word
+
+
+def identity(front: Front) -> str:
+    """Hexadecimal; the same for every copy and every resumption of one study, another for a study begun afresh."""
+    first = json.dumps([front.results.study, front.results.plain.to_json()], sort_keys=True, default=str)
+    return hashlib.sha256(first.encode()).hexdigest()[:12]
+
+
+def experiment_name(front: Front) -> str:
+    """Task, workload and hardware: what must agree before sweeps may be compared."""
+    results = front.results
+    workload = " ".join(str(value) for value in results.workload.values() if value is not None)
+    machine = hardware.name(dict(results.hardware)) if results.hardware else "unknown hardware"
+    return cut(f"{results.task} · {workload} · {machine}", 400)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What one run should hold. key: unique within the sweep. files: artifact by name. table: its columns and rows."""
+
+    key: str
+    name: str
+    status: str = "FINISHED"
+    params: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    tags: Mapping[str, Any] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def digest(self) -> str:
+        held = [self.status, self.params, self.metrics, self.tags, self.files]
+        return hashlib.sha256(json.dumps(held, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def children(front: Front) -> Iterator[Run]:
+    """Every child run: references, controls, finished trials."""
+    results = front.results
+    placed = {point.evaluation.key: point for point in (*front.members, *front.others, *front.references)}
+    on_front = {point.trial.number for point in front.members if point.trial}
+    others = {"baseline": results.baseline, "plain use": results.plain, **results.controls}
+    for name, evaluation in others.items():
+        role = "reference" if name in ("baseline", "plain use") else "control"
+        tags = {"state": evaluation.status, "role": role, "on_front": "false", "tier": results.tier}
+        yield Run(
+            key=f"{role} {name}",
+            name=name,
+            metrics=_metrics(evaluation, placed.get(evaluation.key)),
+            tags=tags | {"policy_id": evaluation.effect.id},
+            files=_files(evaluation, evaluation.effect.parts),
+        )
+    for trial in results.trials:
+        if trial.state == "waiting":
+            continue
+        found = trial.evaluation
+        point = placed.get(found.key) if found else None
+        tags: dict[str, Any] = {
+            "state": trial.state,
+            "role": "trial",
+            "feasible": str(trial.feasible).lower(),
+            "on_front": str(trial.number in on_front).lower(),
+            "tier": results.tier,
+            "autogreen.trial": trial.number,
+        }
+        yield Run(
+            key=f"trial {trial.number}",
+            name=f"trial {trial.number}",
+            status="FAILED" if trial.state == "failed" else "FINISHED",
+            params=trial.params,
+            metrics=_metrics(found, point) if found else {},
+            tags=tags
+            | ({"policy_id": found.effect.id, "does": point.words if point else ""} if found else {})
+            | ({"reason": trial.reason} if trial.reason else {}),
+            files=_files(found, trial.policy),
+        )
+
+
+def parent(front: Front) -> Run:
+    """The sweep's own run, without its curves."""
+    results = front.results
+    told = front.to_json()
+    return Run(
+        key="sweep",
+        name=results.study,
+        metrics=_finite(
+            {
+                "trials": len(results.trials),
+                "measured": len(results.measured),
+                "front": len(front.members),
+                "steps": len(front.steps),
+                "search_energy_j": results.bill.energy_j,
+                "search_seconds": told["search"]["seconds"],
+                "break_even_items": front.break_even_items,
+            }
+        ),
+        tags={
+            "role": "sweep",
+            "tier": results.tier,
+            "boundary": results.boundary,
+            "item": results.item,
+            "mlflow.note.content": " ".join(front.verdicts()),
+            "mlflow.loggedArtifacts": json.dumps([{"path": "front_table.json", "type": "table"}]),
+        },
+        files={
+            "front.html": html(front),
+            "front.svg": svg(front),
+            "front.json": json.dumps(told, indent=1),
+            "front_table.json": json.dumps(_table(front)),
+            "experiment.json": _json(results.experiment),
+        },
+    )
+
+
+def curves(front: Front) -> dict[str, dict[int, float]]:
+    """Hypervolume and joules spent, by trial number; joules add up."""
+    spent_j, found = 0.0, {"hypervolume": dict[int, float](), "energy_spent_j": dict[int, float]()}
+    evaluations = {trial.number: trial.evaluation for trial in front.results.trials}
+    for number, area in progress(front.results):
+        evaluation = evaluations[number]
+        spent_j += evaluation.spent_j if evaluation else 0.0
+        found["hypervolume"][number], found["energy_spent_j"][number] = area, spent_j
+    return found
+
+
+# --- what MLflow accepts ----------------------------------------------------------------------------------------------
+
+
+def _metrics(evaluation: Evaluation, point: Point | None) -> dict[str, float]:
+    found: dict[str, Any] = {
+        **_ends("quality", evaluation.quality),
+        **_ends("quality_loss", point.loss if point else evaluation.loss),
+        "size_bytes": evaluation.size_bytes,
+        "memory_bytes": evaluation.memory_bytes,
+        "spent_j": evaluation.spent_j,
+    }
+    if point:
+        found |= _ends("energy_per_item_j", point.energy_per_item_j) | _ends("energy_ratio", point.ratio)
+        found |= _ends("latency_s", point.measurement.latency_s)
+        if point.published:
+            found |= _ends("test_quality", point.published.test) | _ends("test_loss", point.published.test_loss)
+    return _finite(found)
+
+
+def _ends(name: str, interval: Any) -> dict[str, float]:
+    if interval is None:
+        return {}
+    return {name: interval.mean, f"{name}_low": interval.low, f"{name}_high": interval.high}
+
+
+def _finite(found: Mapping[str, Any]) -> dict[str, float]:
+    """MLflow would store infinity as 1.8e308."""
+    return {key: float(value) for key, value in found.items() if value is not None and math.isfinite(value)}
+
+
+def _files(evaluation: Evaluation | None, policy: Mapping[str, Any]) -> dict[str, str]:
+    files = {"policy.json": _json(policy)}
+    return files if evaluation is None else {**files, "evaluation.json": _json(evaluation.to_json())}
+
+
+def _table(front: Front) -> dict[str, Any]:
+    """In the form of MLflow's `log_table`, which would append to an earlier table instead of replacing it."""
+    columns = ["id", "role", "quality", "quality_loss", "loss_low", "loss_high", "energy_per_item_j", "energy_low_j"]
+    columns += ["energy_high_j", "tier", "energy_ratio", "latency_s", "size_bytes", "proven_distinct", "does"]
+    steps = {point.id for point in front.steps}
+    roles = [*((p, "front") for p in front.members), *((p, "reference or control") for p in front.references)]
+    rows = []
+    for point, role in roles:
+        loss, energy = point.loss, point.energy_per_item_j
+        size, distinct = point.evaluation.size_bytes, role == "front" and point.id in steps
+        figures = (point.quality.mean, loss.mean, loss.low, loss.high, energy.mean, energy.low, energy.high)
+        measured = (point.measurement.tier, point.ratio.mean, point.measurement.latency_s.mean, size)
+        rows.append([point.name, role, *figures, *measured, distinct, point.words])
+    return {"columns": columns, "data": rows}
+
+
+def named(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Legal and distinct keys: letters, digits and ``_-./: ``; what was changed carries a digest of the true name."""
+    named = {}
+    for key, value in params.items():
+        legal = re.sub(r"[^\w\-./: ]", "_", str(key), flags=re.ASCII)
+        if os.path.normpath(legal) != legal or legal.startswith(("/", "..")):  # MLflow takes a name for a path
+            legal = legal.replace("/", "_").replace("..", "_")
+        if legal != key or len(legal) > KEY_CHARACTERS:
+            legal = f"{legal[: KEY_CHARACTERS - 10]}_{hashlib.sha256(str(key).encode()).hexdigest()[:8]}"
+        named[legal] = value
+    return named
+
+
+def cut(value: Any, most: int) -> str:
+    """Shorten, and say so; the artifacts hold it whole."""
+    text = str(value)
+    said = f"… ({len(text)} characters, cut)"
+    return text if len(text) <= most else text[: most - len(said)] + said
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=1, default=str)

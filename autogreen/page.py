@@ -1,0 +1,151 @@
+"""The front as an interactive page that works offline: one file, plotly.js inside."""
+
+import math
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from autogreen.errors import ConfigError
+from autogreen.front import Front
+from autogreen.picture import series, title, window
+from autogreen.point import Point
+from autogreen.wording import plain_spread, quantity, spread
+
+
+def html(front: Front) -> str:
+    """One self-contained page of about 5 MB, plotly.js included; no address outside is asked."""
+    import plotly.graph_objects as go
+
+    heading, under = title(front)
+    figure = go.Figure(layout=_layout(front))
+    for kind in series(front):
+        figure.add_trace(
+            go.Scatter(
+                name=kind.label,
+                mode="markers",
+                x=[point.energy_per_item_j.mean for point in kind.points],
+                y=[point.loss.mean for point in kind.points],
+                error_x=_bars([point.energy_per_item_j for point in kind.points]),
+                error_y=_bars([point.loss for point in kind.points]),
+                marker={"symbol": kind.symbol, "color": kind.colour, "size": 11, "line": {"width": 2}},
+                text=["<br>".join(escape(line, quote=False) for line in hover(front, p)) for p in kind.points],
+                hoverinfo="text",
+            )
+        )
+    drawing = figure.to_html(
+        full_html=False,
+        include_plotlyjs=True,
+        include_mathjax=False,
+        div_id="front",
+        config={"responsive": True, "displaylogo": False},
+    )
+    verdicts = "".join(f"<p><strong>{escape(said)}</strong></p>" for said in front.verdicts())
+    return PAGE.format(heading=escape(heading), under=escape(under), drawing=drawing, note=_note(front) + verdicts)
+
+
+def write_page(front: Front, path: Path) -> None:
+    """Write the page; a reader never sees half of it.
+
+    Raises:
+        ConfigError: the file cannot be written.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(html(front), encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        raise ConfigError(f"the page cannot be written to {path}: {error.strerror}. Name another file.") from error
+    finally:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+def hover(front: Front, point: Point) -> list[str]:
+    """Lines about one mark, as plain text."""
+    item, tier = front.results.item, front.results.tier
+    lines = [
+        point.name,
+        point.words,
+        f"{spread(point.energy_per_item_j, 'J')} per {item}, {tier}; {point.ratio.mean:.3f} of the baseline's",
+    ]
+    if tier == "estimated":
+        possible = point.range_per_item_j
+        lines.append(f"the truth may lie from {quantity(possible.low, 'J')} to {quantity(possible.high, 'J')}")
+    lines.append(f"quality {point.quality.mean:.4f}, loss {plain_spread(point.loss)}")
+    if point.published:
+        lines.append(
+            f"on test data: quality {point.published.test.mean:.4f}, loss {plain_spread(point.published.test_loss)}"
+        )
+    lines.append(f"{quantity(point.measurement.latency_s.mean, 's')} per call")
+    if point.evaluation.size_bytes is not None:
+        lines[-1] += f", {quantity(point.evaluation.size_bytes, 'B')}"
+    if point.trial and not point.trial.feasible:
+        lines.append("infeasible")
+    kernels = [f"{kernel.calls} × {kernel.name} ({kernel.precision})" for kernel in point.evaluation.kernels]
+    if kernels:
+        lines.append("kernels: " + ", ".join(kernels[:4]) + (f" and {len(kernels) - 4} more" if kernels[4:] else ""))
+    if point.ties:
+        lines.append("cannot be told from " + ", ".join(point.ties[:4]) + (" …" if point.ties[4:] else ""))
+    return lines
+
+
+PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{heading}</title>
+<style>
+body {{ margin: 0; padding: 0.6em; font: 16px/1.4 system-ui, sans-serif; color: #222; background: #fff }}
+h1 {{ font-size: 1.25em; margin: 0 }}
+p {{ margin: 0.4em 0; max-width: 60em; overflow-wrap: anywhere }}
+#front {{ width: 100%; height: 70vh; min-height: 380px }}
+</style>
+</head>
+<body>
+<h1>{heading}</h1>
+<p>{under}</p>
+{drawing}
+{note}
+</body>
+</html>
+"""
+
+
+def _note(front: Front) -> str:
+    item, tier = escape(front.results.item), front.results.tier
+    said = (
+        f"Down and to the left is better. Bars are 95 % intervals; {len(front.steps)} of {len(front.members)} members "
+        f"are proven distinct. Energy per {item} is {tier}: ratio to the baseline, measured in turns, times the "
+        "baseline's own joules. Loss is paired with the baseline, example by example, on validation data."
+    )
+    return f"<p>{said}</p>"
+
+
+def _layout(front: Front) -> dict[str, Any]:
+    (left, right), (bottom, top) = window(front)
+    energy = f"energy per {escape(front.results.item, quote=False)}, {front.results.tier} (J)"
+    return {
+        "template": "plotly_white",
+        "autosize": True,
+        "margin": {"l": 56, "r": 12, "t": 12, "b": 48},
+        "legend": {"orientation": "h", "y": -0.18, "yanchor": "top"},
+        "hoverlabel": {"align": "left"},
+        "xaxis": {"title": {"text": energy}, "type": "log", "range": [math.log10(left), math.log10(right)]},
+        "yaxis": {"title": {"text": "quality loss against the baseline"}, "range": [bottom, top]},
+    }
+
+
+def _bars(intervals: Sequence[Any]) -> dict[str, Any]:
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": [found.high - found.mean for found in intervals],
+        "arrayminus": [found.mean - found.low for found in intervals],
+        "thickness": 1,
+        "width": 3,
+    }
