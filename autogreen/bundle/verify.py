@@ -93,7 +93,7 @@ def verify(
     read(folder)
     job = {
         "folder": str(folder),
-        "protocol": protocol and asdict(protocol),
+        "protocol": None if protocol is None else asdict(protocol),
         "meter": None if meter is None else dict(meter),
     }
     answer = _in_fresh_process(json.dumps(job), str(folder), limit_s)
@@ -105,7 +105,7 @@ def verify(
 def _in_fresh_process(job: str, what: str, limit_s: float) -> dict[str, Any]:
     # -P: the working folder, which may be the bundle itself, is no place to import from
     here = os.pathsep.join(filter(None, (str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH"))))
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-P", "-m", "autogreen.bundle.worker"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -113,17 +113,16 @@ def _in_fresh_process(job: str, what: str, limit_s: float) -> dict[str, Any]:
         text=True,
         env={"TORCHINDUCTOR_COMPILE_THREADS": "1", **os.environ, "PYTHONPATH": here},
         start_new_session=True,
-    )
-    try:
-        answer, complaints = process.communicate(job, timeout=limit_s)
-    except subprocess.TimeoutExpired:
-        raise BundleError(
-            f"{what} was not verified within {limit_s:g} s, so it was stopped. Allow more time, or quiet the machine."
-        ) from None
-    finally:
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)  # compilers too
-        process.wait()
+    ) as process:
+        try:
+            answer, complaints = process.communicate(job, timeout=limit_s)
+        except subprocess.TimeoutExpired:
+            raise BundleError(
+                f"{what} was not verified within {limit_s:g} s and was stopped. Allow more time, or quiet the machine."
+            ) from None
+        finally:
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGKILL)  # compilers too
     if process.returncode != 0 or not answer:
         how = f"exit status {process.returncode}"
         if process.returncode < 0:

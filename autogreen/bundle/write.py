@@ -120,7 +120,8 @@ def _energy(evaluation: Evaluation, published: Published | None, experiment: Map
     measurement, ratio = origin.measurement, origin.ratio
     assert measurement is not None, "what was measured has a measurement"
     windows = sum(window.used for window in measurement.windows)
-    protocol = Protocol(**{**experiment.get("protocol", {}), "min_windows": windows, "max_windows": windows})
+    size = max(2, windows)
+    protocol = Protocol(**{**experiment.get("protocol", {}), "min_windows": size, "max_windows": size})
     return Energy(
         per_item_j=measurement.energy_per_item_j,
         range_per_item_j=measurement.range_per_item_j,
