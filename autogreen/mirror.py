@@ -65,12 +65,12 @@ def children(front: Front) -> Iterator[Run]:
     others = {"baseline": results.baseline, "plain use": results.plain, **results.controls}
     for name, evaluation in others.items():
         role = "reference" if name in ("baseline", "plain use") else "control"
-        tags = {"state": evaluation.status, "role": role, "on_front": "false", "tier": results.tier}
+        told = {"state": evaluation.status, "role": role, "on_front": "false", "tier": results.tier}
         yield Run(
             key=f"{role} {name}",
             name=name,
             metrics=_metrics(evaluation, placed.get(evaluation.key)),
-            tags=tags | {"policy_id": evaluation.effect.id},
+            tags=told | {"policy_id": evaluation.effect.id},
             files=_files(evaluation, evaluation.effect.parts),
         )
     for trial in results.trials:
@@ -141,7 +141,7 @@ def curves(front: Front) -> dict[str, dict[int, float]]:
     evaluations = {trial.number: trial.evaluation for trial in front.results.trials}
     for number, area in progress(front.results):
         evaluation = evaluations[number]
-        spent_j += evaluation.spent_j if evaluation else 0.0
+        spent_j += evaluation.spent_j if evaluation and math.isfinite(evaluation.spent_j) else 0.0
         found["hypervolume"][number], found["energy_spent_j"][number] = area, spent_j
     return found
 
