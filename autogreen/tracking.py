@@ -91,6 +91,7 @@ def _environment(timeout_s: float) -> Iterator[None]:
         "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING": "false",
         "MLFLOW_ENABLE_ASYNC_LOGGING": "false",
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     }
     before = {key: os.environ.get(key) for key in wanted}
     os.environ.update(wanted)

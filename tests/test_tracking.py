@@ -253,6 +253,20 @@ def test_no_time_is_no_mirror(tmp_path: Path) -> None:
     assert within(0.5, "http://127.0.0.1:1", tmp_path / "s", 0.0) is None
 
 
+def test_what_silences_mlflow_is_what_it_reads() -> None:
+    from mlflow import environment_variables
+
+    before = dict(os.environ)
+    with tracking._environment(5):
+        assert environment_variables.MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT.get()
+        assert environment_variables.MLFLOW_DISABLE_TELEMETRY.get()
+        assert not environment_variables.MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR.get()
+        assert not environment_variables.MLFLOW_ENABLE_ASYNC_LOGGING.get()
+        assert environment_variables.MLFLOW_HTTP_REQUEST_TIMEOUT.get() == 5
+        assert environment_variables.MLFLOW_HTTP_REQUEST_MAX_RETRIES.get() == 0
+    assert dict(os.environ) == before
+
+
 # --- plain values -----------------------------------------------------------------------------------------------------
 
 
