@@ -19,8 +19,8 @@ from torch import nn
 
 from autogreen import bundle, hardware
 from autogreen.bundle import golden, manifest, worker, write
-from autogreen.bundle.archive import refuse_code
 from autogreen.engines import ENGINES, Kernel, Program, Recipe
+from autogreen.engines.archive import refuse_code
 from autogreen.errors import BundleError
 from autogreen.evaluation import Evaluation, Published
 from autogreen.measure import Interval, Protocol, measure_beside

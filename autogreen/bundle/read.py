@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from autogreen.bundle import golden
-from autogreen.bundle.archive import refuse_code
 from autogreen.bundle.manifest import NAME, Manifest, check_recipe, parse
 from autogreen.engines import Program, Recipe
+from autogreen.engines.archive import refuse_code
 from autogreen.errors import AutogreenError, BundleError, ConfigError
 from autogreen.schema import MAX_BYTES, build
 
