@@ -24,14 +24,14 @@ from torch import nn
 
 from autogreen import hardware, quality
 from autogreen.anatomy import Anatomy, survey
-from autogreen.bundle.golden import pack
 from autogreen.engines import ENGINES, Program, Recipe, profile
 from autogreen.errors import AutogreenError, EvaluationError, RefusedError
 from autogreen.evaluation import Evaluation, Published, Request
-from autogreen.measure import measure, measure_beside
+from autogreen.measure import lease, measure, measure_beside
 from autogreen.measurement import Protocol
 from autogreen.meters import Meter, choose
 from autogreen.tasks import Inputs, Scores, Split, Task, cut, on_device, plain, rows, to_device
+from autogreen.tasks.trees import pack
 from autogreen.techniques import TECHNIQUES, Context
 from autogreen.techniques.quantization import check_kernels
 from autogreen.workload import Workload
@@ -64,7 +64,7 @@ class Evaluator:
         self._anatomy: Anatomy | None = None
 
     def prepare(self) -> dict[str, Any]:
-        """Build the baseline; return its anatomy, what identifies task and data, the machine and the meter."""
+        """Build the baseline; return its anatomy, the machine, the meter and what was spent."""
         meter = self._meter()
         watch = _Watch(self._meter(), None, None)
         with watch.phase("training"):
@@ -74,7 +74,6 @@ class Evaluator:
         self._anatomy = anatomy = survey(model, self._example(1), tuple(TECHNIQUES))
         return {
             "anatomy": anatomy.to_json(),
-            "fingerprint": dict(self.setup.task.fingerprint()),
             "hardware": hardware.describe(self.setup.device),
             "meter": {"tier": meter.tier, "boundary": meter.boundary},
             "item": self.setup.task.item,
@@ -213,7 +212,7 @@ class Evaluator:
         def call() -> None:
             program.run(*example)
 
-        with _lease():
+        with lease():
             if reference is None:
                 alone = measure(call, items=batch, meter=meter, protocol=protocol, synchronize=synchronize)
                 return {"measurement": alone, "ratio": None}
@@ -387,17 +386,6 @@ class _Watch:
     def close(self) -> float:
         """Joules spent since the watch began."""
         return self._spent_j + self._meter.stop().energy_j
-
-
-@contextmanager
-def _lease() -> Iterator[None]:
-    """Only one process on this machine measures at a time; training of others is seen as foreign load."""
-    import fcntl
-    import tempfile
-
-    with (Path(tempfile.gettempdir()) / f"autogreen-measuring-{os.getuid()}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def _joined(parts: list[Inputs]) -> Inputs:

@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from autogreen.errors import ConfigError
+from autogreen.errors import AutogreenError, ConfigError
 from autogreen.measurement import Protocol
 from autogreen.registry import nearest, resolve
 from autogreen.schema import build, check_keys, read_yaml
@@ -97,7 +97,10 @@ class Experiment:
             raise ConfigError(f"unknown executor {self.executor!r}.{nearest(self.executor, EXECUTORS)} Known: {known}.")
         if self.finalists < 0:
             raise ConfigError(f"finalists must be 0 or more, not {self.finalists!r}.")
-        if self.workload.fixed_batch is not None and self.space.options("parallelism", "batch"):
+        if not 0 <= self.seed < 2**32:
+            raise ConfigError(f"seed must be from 0 to 4294967295, not {self.seed!r}.")
+        batches = [batch for batch in self.space.options("parallelism", "batch") if batch is not None]
+        if self.workload.fixed_batch is not None and batches:
             raise ConfigError(
                 f"space.parallelism.batch: the workload fixes the batch at {self.workload.fixed_batch}; leave it out, "
                 "or set workload.batch to null."
@@ -167,7 +170,7 @@ _WORDS = {str: "text", int: "a whole number", dict: "a mapping"}
 
 def build_task(data: Any, where: str) -> Any:
     """A task from its name, ``module:Class``, or a mapping of one of these to its settings."""
-    from autogreen.tasks import TASKS
+    from autogreen.tasks import TASKS, Task
 
     if isinstance(data, str):
         data = {data: {}}
@@ -177,11 +180,17 @@ def build_task(data: Any, where: str) -> Any:
     if ":" in name and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))  # a user's own module, beside which the command is run
     cls = resolve(name) if ":" in name else TASKS[name]
-    if isinstance(cls, type) and is_dataclass(cls):
-        return build(cls, settings or {}, f"{where}.{name}")
-    if settings:
-        raise ConfigError(f"{where}.{name} takes no settings: make {cls.__name__} a dataclass whose fields they are.")
-    return cls()
+    where, settings = f"{where}.{name}", {} if settings is None else settings
+    if not (isinstance(cls, type) and issubclass(cls, Task)):
+        raise ConfigError(f"{where} is no subclass of autogreen.tasks.Task, which says what a task must do.")
+    if settings and not is_dataclass(cls):
+        raise ConfigError(f"{where} takes no settings: make {cls.__name__} a dataclass whose fields they are.")
+    try:
+        return build(cls, settings, where) if is_dataclass(cls) else cls()
+    except AutogreenError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"{where} cannot be made: {type(error).__name__}: {error}.") from error
 
 
 def pick_device(wanted: str) -> str:

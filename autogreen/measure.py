@@ -14,18 +14,21 @@ Two things are compared by interleaving them, A B, B A, A B ...: what drifts slo
 """
 
 import math
+import os
 import random
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from itertools import repeat
+from pathlib import Path
 
 from autogreen.errors import ConfigError, MeterError
 from autogreen.measurement import Beside, Interval, Measurement, Protocol, Window, interval
 from autogreen.meters import Meter
 
-__all__ = ["Beside", "Interval", "Measurement", "Protocol", "Window", "interval", "measure", "measure_beside"]
+__all__ = ["Beside", "Interval", "Measurement", "Protocol", "Window", "interval", "lease", "measure", "measure_beside"]
 
 WINDOW_STEPS = 5  # a window holds at least so many steps of the meter
 SPINNING = 1.5  # processor time per call, against the least of any window, that is no longer the work's own
@@ -106,6 +109,17 @@ def measure_beside(
         ratio=Interval(mean=math.exp(found.mean), low=math.exp(found.low), high=math.exp(found.high)),
         warnings=_capped("ratio", _ratio_half(logs), len(logs), protocol),
     )
+
+
+@contextmanager
+def lease() -> Iterator[None]:
+    """Hold the right to measure: one process of this user on this machine at a time. Training of others goes on, and
+    is seen as foreign load."""
+    import fcntl
+
+    with (Path(tempfile.gettempdir()) / f"autogreen-measuring-{os.getuid()}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 class _Side:

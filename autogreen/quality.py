@@ -15,25 +15,36 @@ def mean(scores: Scores) -> Interval:
     """Mean score with its 95 % interval.
 
     Raises:
-        EvaluationError: a score is not finite.
+        EvaluationError: a score is not finite, or there is none.
     """
-    if not np.isfinite(scores.values).all():
-        broken = int((~np.isfinite(scores.values)).sum())
-        raise EvaluationError(f"{broken} of {len(scores.values)} scores are NaN or infinite: the model's output broke.")
-    return _bootstrap(scores.values, scores.clusters)
+    return _bootstrap(_finite(scores), scores.clusters)
 
 
 def loss(reference: Scores, candidate: Scores) -> Interval:
     """Mean of reference minus candidate over the same examples (above 0: the candidate is worse), 95 % interval.
 
     Pairing removes what both find hard; it narrows the interval several-fold against two separate means.
+
+    Raises:
+        EvaluationError: a score is not finite, or the two are not of the same examples.
     """
     if len(reference.values) != len(candidate.values):
         raise EvaluationError(
             f"{len(candidate.values)} scores, but the reference has {len(reference.values)}: "
             "a split must give the same examples every time."
         )
-    return _bootstrap(reference.values - candidate.values, reference.clusters)
+    return _bootstrap(_finite(reference) - _finite(candidate), reference.clusters)
+
+
+def _finite(scores: Scores) -> "np.ndarray[Any, Any]":
+    values = np.asarray(scores.values, dtype=np.float64)
+    if not len(values):
+        raise EvaluationError("there are no scores: the split holds no example.")
+    if scores.clusters is not None and len(scores.clusters) != len(values):
+        raise EvaluationError(f"{len(values)} scores, but {len(scores.clusters)} clusters: each score needs one.")
+    if broken := int((~np.isfinite(values)).sum()):
+        raise EvaluationError(f"{broken} of {len(values)} scores are NaN or infinite: the model's output broke.")
+    return values
 
 
 def _bootstrap(values: "np.ndarray[Any, Any]", clusters: "np.ndarray[Any, Any] | None") -> Interval:

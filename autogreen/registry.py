@@ -18,7 +18,7 @@ def resolve(reference: str) -> Any:
     """Import ``"package.module:attribute"`` and return the attribute.
 
     Raises:
-        ConfigError: the reference has no colon, the module cannot be imported, or it has no such attribute.
+        ConfigError: the reference has no colon, the module cannot be imported or raises, or has no such attribute.
     """
     module_name, colon, attribute = reference.partition(":")
     if not colon or not module_name or not attribute:
@@ -29,6 +29,10 @@ def resolve(reference: str) -> Any:
         raise ConfigError(
             f"cannot import {module_name!r} (for {reference!r}): {error}. "
             "Install what is missing, or run from the folder that holds the module."
+        ) from error
+    except Exception as error:
+        raise ConfigError(
+            f"importing {module_name!r} (for {reference!r}) raised {type(error).__name__}: {error}. Mend the module."
         ) from error
     try:
         return getattr(module, attribute)

@@ -5,6 +5,7 @@ or aliases (a few hundred bytes of them expand to gigabytes), no duplicate keys 
 """
 
 import json
+import re
 from collections.abc import Hashable, Mapping
 from dataclasses import fields
 from functools import cache
@@ -23,8 +24,12 @@ T = TypeVar("T")
 
 class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.events.AliasEvent):
-            raise yaml.YAMLError("anchors and aliases are not allowed; write the value out")
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        line = event.start_mark.line + 1
+        if getattr(event, "anchor", None) is not None:  # an alias too carries the name of its anchor
+            raise yaml.YAMLError(f"anchors and aliases (line {line}) are not allowed; write the value out")
+        if getattr(event, "tag", None) is not None:
+            raise yaml.YAMLError(f"tags ({event.tag!r}, line {line}) are not allowed; write plain values")
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
@@ -39,6 +44,10 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+# YAML 1.1 takes 1e-3 for text, because it has no dot; everybody means the number.
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+$"), [*"-+0123456789"])
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read one mapping from a YAML file.
 
@@ -48,16 +57,20 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         if path.is_dir():
             raise ConfigError(f"{path} is a folder; name a YAML file in it.")
-        if (size := path.stat().st_size) > MAX_BYTES:
-            raise ConfigError(f"{path} has {size:,} bytes; an experiment or policy has at most {MAX_BYTES:,}.")
-        text = path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)  # no more, whatever the file system says of its size
+        if len(content) > MAX_BYTES:
+            raise ConfigError(f"{path} has more than {MAX_BYTES:,} bytes; no experiment or policy is that long.")
+        text = content.decode("utf-8")
     except FileNotFoundError:
         siblings = [entry.name for entry in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
         raise ConfigError(f"{path} does not exist.{nearest(path.name, siblings)}") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not text in UTF-8: {error}.") from None
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}.") from error
+    except ConfigError:
+        raise
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{str(path)!r} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
     return parse_yaml(text, str(path))
 
 
@@ -68,6 +81,8 @@ def parse_yaml(text: str, where: str) -> dict[str, Any]:
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise ConfigError(f"{where} is not valid YAML: {reason}") from None
+    if data is None:
+        raise ConfigError(f"{where} is empty; it must hold a mapping (key: value).")
     if not isinstance(data, dict):
         raise ConfigError(f"{where} must hold a mapping (key: value), not {type(data).__name__}.")
     return data

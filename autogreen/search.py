@@ -130,7 +130,7 @@ class _Run:
         self.anatomy = Anatomy.from_json(found["anatomy"])
         self.store.check_fingerprint(
             {
-                **found["fingerprint"],
+                **self.experiment.task.fingerprint(),
                 "space": _digest(self.experiment.space.to_json()),
                 "workload": str(self.experiment.workload),
                 "constraints": str(self.experiment.constraints),

@@ -10,6 +10,7 @@ the place of `target` makes one hole a unit (layer or dependency group); `by: bl
 `by: group` among layers fed by the same tensor (q, k and v; gate and up).
 """
 
+import glob
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
@@ -45,8 +46,7 @@ class Hole:
         if self.options is None:
             if self.kind == "int":
                 return trial.suggest_int(name, int(self.low), int(self.high), step=int(self.step or 1), log=self.log)
-            value = trial.suggest_float(name, self.low, self.high, step=self.step, log=self.log)
-            return round(value, 10)  # stepped floats come back as 0.30000000000000004
+            return self._clean(trial.suggest_float(name, self.low, self.high, step=self.step, log=self.log))
         if len(self.options) == 1:
             return self.options[0]
         if self.ordered:
@@ -59,10 +59,15 @@ class Hole:
             return round(level * (len(self.options) - 1)) if self.ordered else self.options[0]
         if self.log:
             value = self.low * (self.high / self.low) ** level
-            return round(value) if self.kind == "int" else value
+            return round(value) if self.kind == "int" else self._clean(value)
         step = self.step or (1 if self.kind == "int" else None)
         value = level * (self.high - self.low)
-        return self.low + (round(value / step) * step if step else value)
+        value = self.low + (round(value / step) * step if step else value)
+        return value if self.kind == "int" else self._clean(value)
+
+    def _clean(self, value: float) -> float:
+        """A number of a range without the dirt of binary steps (0.30000000000000004)."""
+        return min(max(float(f"{value:.12g}"), self.low), self.high)
 
     def extremes(self) -> tuple[Any, ...]:
         """Values that stand for all others when the hole is validated; of a float range also a broken number."""
@@ -104,6 +109,7 @@ class SearchSpace:
             if not isinstance(rules, list):
                 raise ConfigError(f"{path} must be a list of rules (- target: ...), not {rules!r}.")
             sections[section] = tuple(_rule(section, rule, f"{path}.{n}") for n, rule in enumerate(rules))
+            _refuse_twice(sections[section], path)
         return cls(sections)
 
     def holes(self) -> dict[str, Hole]:
@@ -126,7 +132,8 @@ class SearchSpace:
                 sections[section] = rules
                 continue
             units, covered, expanded = anatomy.units.get(section, ()), set[str](), list[Mapping[str, Any]]()
-            for rule in rules:
+            named: dict[str, int] = {}
+            for n, rule in enumerate(rules):
                 pattern = rule.get("each", rule.get("target"))
                 hit = [unit for unit in units if matches(pattern, unit)]
                 if not hit:
@@ -142,7 +149,9 @@ class SearchSpace:
                 shared = {key: value for key, value in rule.items() if key not in ("each", "by")}
                 for unit in fresh:
                     name = _shared_name(unit, rule.get("by"))
-                    expanded += [{"target": member, "name": name, **shared} for member in unit.members]
+                    if named.setdefault(name, n) != n:  # two rules share within one block, each for itself
+                        name = f"{pattern} in {name}"
+                    expanded += [{"target": glob.escape(member), "name": name, **shared} for member in unit.members]
             sections[section] = tuple(expanded)
         return SearchSpace(sections)
 
@@ -294,11 +303,22 @@ def _rule(section: str, data: Any, where: str) -> Mapping[str, Any]:
         raise ConfigError(f"{where} needs either `target` or `each`, a glob on module names.")
     if data.get("by", "block") not in ("block", "group") or ("by" in data and "each" not in data):
         raise ConfigError(f"{where}.by must be `block` or `group`, beside `each`; not {data['by']!r}.")
+    for key in ("target", "each"):
+        if not isinstance(data.get(key, ""), str):
+            raise ConfigError(f"{where}.{key} must be a glob on module names, not {data[key]!r}.")
     rule = {
         key: _value(value, f"{where}.{key}") if isinstance(value, Mapping) else value for key, value in data.items()
     }
     _validate(section, rule, where)
     return rule
+
+
+def _refuse_twice(rules: tuple[Mapping[str, Any], ...], where: str) -> None:
+    seen: dict[str, int] = {}
+    for n, rule in enumerate(rules):
+        pattern = rule.get("each", rule.get("target"))
+        if (first := seen.setdefault(pattern, n)) != n:
+            raise ConfigError(f"{where}.{n} can never apply: rule {first} has the same glob {pattern!r} and wins.")
 
 
 def _validate(section: str, rule: Mapping[str, Any], where: str) -> None:
@@ -307,8 +327,6 @@ def _validate(section: str, rule: Mapping[str, Any], where: str) -> None:
     sample.pop("by", None)
     if "each" in sample:
         sample["target"] = sample.pop("each")
-    if not isinstance(sample.get("target", ""), str):
-        raise ConfigError(f"{where}.target must be a glob on module names, not {sample['target']!r}.")
     build_setting(section, sample, where)
     for key, value in rule.items():
         if isinstance(value, Hole):
@@ -324,7 +342,7 @@ def _value(data: Mapping[str, Any], where: str) -> Hole:
         if not isinstance(given, list) or not given:
             raise ConfigError(f"{where}.{kind} must be a list with at least one option, not {given!r}.")
         for n, option in enumerate(given):
-            if isinstance(option, list | dict) or (isinstance(option, float) and not math.isfinite(option)):
+            if isinstance(option, list | dict) or (isinstance(option, int | float) and not _finite(option)):
                 raise ConfigError(f"{where}.{kind}.{n} must be text, a finite number or true/false, not {option!r}.")
             if option in given[:n]:
                 raise ConfigError(f"{where}.{kind} names {option!r} twice.")
@@ -341,7 +359,7 @@ def _range(kind: str, given: Any, where: str) -> Hole:
     number = int if kind == "int" else (int, float)
     for key in ("low", "high", "step"):
         value = given.get(key, None if key == "step" else "")
-        if value is not None and (not isinstance(value, number) or isinstance(value, bool) or not math.isfinite(value)):
+        if value is not None and (not isinstance(value, number) or isinstance(value, bool) or not _finite(value)):
             raise ConfigError(
                 f"{where}.{key} must be {'a whole' if kind == 'int' else 'a finite'} number, not {value!r}."
             )
@@ -354,4 +372,11 @@ def _range(kind: str, given: Any, where: str) -> Hole:
         raise ConfigError(f"{where}.step must be above 0 and at most high - low, not {step!r}.")
     if log and (low <= 0 or step is not None):
         raise ConfigError(f"{where}: log needs low above 0 and no step.")
+    if step is not None:  # the last step is the end of the range, as Optuna has it
+        last = low + math.floor((high - low) / step + 1e-9) * step
+        high = last if kind == "int" else float(f"{last:.12g}")
     return Hole(kind=kind, low=low, high=high, step=step, log=log)
+
+
+def _finite(value: float) -> bool:
+    return abs(value) < 2**53  # where whole numbers stay exact on their way through the study's database

@@ -163,7 +163,7 @@ class Store:
         """Real inputs that were kept with the study: positional and keyword arguments."""
         from safetensors.torch import load_file
 
-        from autogreen.bundle.golden import unpack
+        from autogreen.tasks.trees import unpack
 
         shape = json.loads((self.folder / "golden.json").read_text())
         return unpack(shape, load_file(self.folder / "golden.safetensors"))

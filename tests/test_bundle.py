@@ -26,6 +26,7 @@ from autogreen.evaluation import Evaluation, Published
 from autogreen.measure import Interval, Protocol, measure_beside
 from autogreen.meters import choose
 from autogreen.results import Results
+from autogreen.tasks import trees
 from autogreen.testing import scripted_evaluation, scripted_results
 
 pytestmark = [
@@ -560,14 +561,14 @@ def test_a_stuck_or_dying_process_is_a_clear_message(
 
 def test_trees_make_a_round_trip() -> None:
     tree = (({"a.b": torch.ones(2), "a": {"b": torch.zeros(1)}}, [1, 2.5, None, "x", True]), {})
-    shape, tensors = golden.pack(tree, "input")
+    shape, tensors = trees.pack(tree, "input")
     assert len(tensors) == 2
-    assert golden.difference(golden.unpack(json.loads(json.dumps(shape)), tensors), tree) == 0
+    assert golden.difference(trees.unpack(json.loads(json.dumps(shape)), tensors), tree) == 0
     with pytest.raises(BundleError, match="input is a object"):
-        golden.pack(object(), "input")
+        trees.pack(object(), "input")
     for broken in ({"tensor": "gone"}, {"tuple": {}}, {"value": []}, {}, {"dict": {}, "list": []}, 3):
         with pytest.raises(BundleError, match="cannot be read"):
-            golden.unpack(broken, tensors)
+            trees.unpack(broken, tensors)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ import stat
 from pathlib import Path
 from typing import Any
 
-from autogreen.bundle import golden
 from autogreen.bundle.manifest import NAME, Manifest, check_recipe, parse
 from autogreen.engines import Program, Recipe
 from autogreen.engines.archive import refuse_code
@@ -90,15 +89,17 @@ def examples(folder: Path, manifest: Manifest) -> tuple[Any, Any]:
     """Golden inputs ((args, kwargs)) and outputs of a checked bundle."""
     from safetensors.torch import load_file
 
+    from autogreen.tasks.trees import unpack
+
     path = Path(folder) / "golden.safetensors"
     try:
         tensors = load_file(path)
     except Exception as error:
         raise BundleError(f"{path} cannot be read: {type(error).__name__}: {error}.") from error
-    inputs = golden.unpack(manifest.golden.inputs, tensors)
+    inputs = unpack(manifest.golden.inputs, tensors)
     if not (isinstance(inputs, tuple) and len(inputs) == 2 and isinstance(inputs[0], tuple)):
         raise BundleError(f"{path} holds no inputs: positional and keyword arguments are wanted.")
-    return inputs, golden.unpack(manifest.golden.outputs, tensors)
+    return inputs, unpack(manifest.golden.outputs, tensors)
 
 
 def sha256(path: Path) -> str:

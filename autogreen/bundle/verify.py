@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from autogreen.bundle.read import read
+from autogreen.engines import ENVIRONMENT
 from autogreen.errors import BundleError
 from autogreen.measurement import Interval, Protocol
 
@@ -111,7 +112,7 @@ def _in_fresh_process(job: str, what: str, limit_s: float) -> dict[str, Any]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={"TORCHINDUCTOR_COMPILE_THREADS": "1", **os.environ, "PYTHONPATH": here},
+        env={**ENVIRONMENT, **os.environ, "PYTHONPATH": here},
         start_new_session=True,
     ) as process:
         try:

@@ -91,13 +91,12 @@ def _difference(folder: Path, manifest: Manifest, program: Program, inputs: Any,
 def _measure(program: Program, reference: Program, inputs: Any, meter: Any, protocol: Protocol) -> Beside:
     import torch
 
-    from autogreen.evaluate import _lease
-    from autogreen.measure import measure_beside
+    from autogreen.measure import lease, measure_beside
     from autogreen.tasks import cut, to_device
 
     device, batch, other = program.recipe.device, program.recipe.batch, reference.recipe.batch
     ours, theirs = (to_device(cut(inputs, size)[0], device) for size in (batch, other))
-    with _lease():
+    with lease():
         return measure_beside(
             lambda: program.run(*ours),
             lambda: reference.run(*theirs),

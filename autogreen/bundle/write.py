@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from autogreen.bundle import golden as trees
+from autogreen.bundle import golden as goldens
 from autogreen.bundle.card import card
 from autogreen.bundle.manifest import (
     FORMAT,
@@ -92,7 +92,7 @@ def export(
             validation=Quality(quality=evaluation.quality, quality_loss=evaluation.loss),
             test=None if published is None else Quality(quality=published.test, quality_loss=published.test_loss),
             energy=energy,
-            golden=_record(partial, recipe, golden, max(batch, EXAMPLES), trees.tolerance(evaluation.kernels)),
+            golden=_record(partial, recipe, golden, max(batch, EXAMPLES), goldens.tolerance(evaluation.kernels)),
             files={},
         )
         (partial / "MODEL_CARD.md").write_text(card(manifest), encoding="utf-8")
@@ -171,12 +171,14 @@ def _record(folder: Path, recipe: Recipe, inputs: "Inputs", count: int, toleranc
             f"the artifact failed on the golden inputs ({type(error).__name__}: {error}). Give it inputs such as the "
             "task's own batches."
         ) from error
-    apart = trees.difference(outputs, again)
+    apart = goldens.difference(outputs, again)
     if not apart <= tolerance:
         raise BundleError(
             f"the artifact's outputs are NaN or change from run to run (by {apart:.3g} of their largest value; "
             f"{tolerance:g} is allowed): nobody could verify it. Pick another policy."
         )
+    from autogreen.tasks import trees
+
     input_shape, input_tensors = trees.pack((args, kwargs), "input")
     output_shape, output_tensors = trees.pack(outputs, "output")
     # bytes first: an error of the disk then comes as Python's own

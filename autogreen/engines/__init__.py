@@ -26,6 +26,15 @@ ENGINES = Table(
 )
 
 
+# Of every process that measures or verifies; what the user has set himself goes before.
+ENVIRONMENT = {
+    # one compiler at a time, as our own child: its processor time is billed, and it dies with its process group
+    "TORCHINDUCTOR_COMPILE_THREADS": "1",
+    # OpenMP threads that wait by spinning train 3 times slower beside one foreign job, and look like energy
+    "GOMP_SPINCOUNT": "1000",
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Runtime:
     """A policy's `runtime` section: the engine by name."""

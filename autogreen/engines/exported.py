@@ -1,11 +1,10 @@
 """The artifact that eager and inductor share: a torch.export program without pickles, dead weights or build paths.
 
 `torch.export.save` adds the sample inputs as a pickle, and loading falls back to full unpickling: a crafted file runs
-code. What is written here holds none, and `refuse_pickles` is asked before anything is loaded.
+code. What is written here holds none, and `refuse_code` is asked before anything is loaded.
 """
 
 import copy
-import json
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from autogreen.engines.archive import refuse_code
 from autogreen.errors import BundleError, RefusedError
 from autogreen.tasks import Inputs, plain
 
@@ -40,7 +40,11 @@ def export(model: nn.Module, example: Inputs) -> torch.export.ExportedProgram:
 
 
 def save(model: nn.Module, example: Inputs, folder: Path) -> None:
-    """Write `folder`/model.pt2."""
+    """Write `folder`/model.pt2.
+
+    Raises:
+        RefusedError: the model cannot be traced, or holds what only a pickle or foreign code could carry.
+    """
     program = export(model, example)
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # paths of the machine it was built on
@@ -51,39 +55,26 @@ def save(model: nn.Module, example: Inputs, folder: Path) -> None:
         for entry in source.infolist():
             target.writestr(entry.filename, b"" if "/sample_inputs/" in entry.filename else source.read(entry.filename))
     full.unlink()
-    refuse_pickles(folder / FILE)
+    try:
+        refuse_code(folder / FILE)
+    except BundleError as error:
+        raise RefusedError(
+            f"{type(model).__name__} cannot be carried by a file that is safe to load: {error}"
+        ) from error
 
 
 def load(folder: Path, device: str) -> nn.Module:
     """Load the program as a module of plain operators on a device.
 
     Raises:
-        BundleError: the archive holds pickled content.
+        BundleError: the archive is missing or damaged, or would run code when loaded.
     """
-    refuse_pickles(folder / FILE)
+    if not (folder / FILE).is_file():
+        raise BundleError(f"{folder / FILE} is missing.")
+    refuse_code(folder / FILE)
     program = torch.export.load(folder / FILE)
     module: nn.Module = program.module()
     return module.to(device)
-
-
-def refuse_pickles(path: Path) -> None:
-    """Look into the archive without loading it.
-
-    Raises:
-        BundleError: it is damaged, or an entry would be unpickled when loaded.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for entry in archive.infolist():
-                if "/sample_inputs/" in entry.filename and entry.file_size:
-                    raise BundleError(f"{path} holds pickled sample inputs, which run code when loaded.")
-                if entry.filename.endswith("_config.json"):
-                    payloads: dict[str, Any] = json.loads(archive.read(entry)).get("config") or {}
-                    for name, payload in payloads.items():
-                        if payload.get("use_pickle"):
-                            raise BundleError(f"{path} holds {name!r} as a pickle, which runs code when loaded.")
-    except (zipfile.BadZipFile, KeyError, ValueError) as error:
-        raise BundleError(f"{path} is damaged: {error}.") from error
 
 
 def _return_plain(model: nn.Module) -> None:

@@ -11,6 +11,7 @@ from multiprocessing.connection import Connection
 
 import cloudpickle
 
+from autogreen.engines import ENVIRONMENT
 from autogreen.errors import AutogreenError, EvaluationError
 from autogreen.evaluate import Setup
 from autogreen.executors import Done, Job
@@ -63,8 +64,6 @@ class Local:
 
     def _start(self) -> None:
         ours, theirs = socket.socketpair()
-        # one compiler at a time, as our own child: its processor time is billed, and it dies with the group
-        environment = {"TORCHINDUCTOR_COMPILE_THREADS": "1", **os.environ}
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "autogreen.executors.worker", str(theirs.fileno())],
@@ -73,7 +72,7 @@ class Local:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                env=environment,
+                env={**ENVIRONMENT, **os.environ},
             )
         theirs.close()
         self._connection = Connection(ours.detach())

@@ -143,11 +143,10 @@ def plain(outputs: Any) -> Any:
 
 def to_device(batch: Any, device: str) -> Any:
     """Move every tensor of a batch."""
-    from torch import Tensor
     from torch.utils._pytree import tree_map
 
     def move(leaf: Any) -> Any:
-        return leaf.to(device) if isinstance(leaf, Tensor) else leaf
+        return leaf.to(device) if hasattr(leaf, "to") else leaf  # a tensor, or a batch that knows how to move itself
 
     if plain(batch) is not batch:  # a dataclass, which tree functions take for a leaf
         return type(batch)(**to_device(plain(batch), device))
@@ -164,16 +163,32 @@ def on_device(model: Any, device: str) -> Any:
 
 
 def digest(batch: Any) -> str:
-    """Hash of the tensors in a batch, by content, shape and type."""
-    from torch import Tensor
-    from torch.utils._pytree import tree_leaves
-
+    """Hash of a batch, by content: tensors and arrays with shape and type, texts and numbers, in any nesting of lists,
+    mappings, dataclasses and other objects with attributes."""
     sha = hashlib.sha256()
-    for leaf in tree_leaves(plain(batch)):
-        if isinstance(leaf, Tensor):
-            sha.update(f"{leaf.dtype}{tuple(leaf.shape)}".encode())
-            sha.update(leaf.detach().cpu().contiguous().view(-1).numpy().tobytes())
+    _feed(sha, batch)
     return sha.hexdigest()
+
+
+def _feed(sha: Any, value: Any) -> None:
+    import numpy as np
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        sha.update(f"tensor {value.dtype} {tuple(value.shape)} ".encode())
+        sha.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    elif plain(value) is not value:
+        _feed(sha, plain(value))
+    elif isinstance(value, np.ndarray) and value.dtype != object:
+        sha.update(f"array {value.dtype} {value.shape} ".encode() + value.tobytes())
+    elif isinstance(value, Mapping | list | tuple | np.ndarray):
+        sha.update(f"{len(value)} parts ".encode())
+        for part in value.items() if isinstance(value, Mapping) else value:
+            _feed(sha, part)
+    elif hasattr(value, "__dict__"):
+        _feed(sha, vars(value))
+    else:
+        sha.update(f"{value!r} ".encode())
 
 
 def count(batches: Iterable[Any]) -> int:

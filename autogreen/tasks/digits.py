@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
+from autogreen.errors import ConfigError
 from autogreen.tasks import Scores, Split, Task
 from autogreen.tasks.training import train
 
@@ -46,6 +47,11 @@ class Digits(Task):
     epochs: int = 20
     batch_size: int = 128
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, low, high in (("width", 1, 4096), ("epochs", 0, 10_000), ("batch_size", 2, 4000), ("seed", 0, 2**32)):
+            if not low <= getattr(self, name) <= high:
+                raise ConfigError(f"{name} must be from {low} to {high}, not {getattr(self, name)!r}")
 
     def build(self, cache: Path) -> nn.Module:
         return self._trained(self.width, cache)

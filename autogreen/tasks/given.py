@@ -2,7 +2,7 @@
 
 import hashlib
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -35,6 +35,15 @@ class Given(Task):
     inputs_fn: Callable[[Any], Any] | None = None
     item: str = "sample"
     outputs: Literal["logits", "values"] = "logits"
+
+    def __post_init__(self) -> None:
+        for split in ("train", "validation", "test", "calibration"):
+            loader = getattr(self, split)
+            if isinstance(loader, Iterator):
+                raise ConfigError(
+                    f"{split} can be walked through only once (it is a {type(loader).__name__}), and a search does so "
+                    "many times; hand over a DataLoader or a list."
+                )
 
     def build(self, cache: Path) -> nn.Module:
         return self.model.eval()

@@ -29,16 +29,18 @@ def train(
     Source: Smith and Topin, Super-Convergence, 2018 (schedule); Loshchilov and Hutter, ICLR 2019 (AdamW).
 
     Raises:
-        EvaluationError: the loss is not finite.
+        EvaluationError: the loss is not finite, or the train split gives no batch.
     """
     torch.manual_seed(seed)
     model.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]  # convolutions run faster so
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=1e-2)
     steps = max(2, epochs * count(task.batches("train", 0)))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps + 1, pct_start=0.2)
+    trained = 0
     for epoch in range(epochs):
         for given in task.batches("train", epoch):
             check()
+            trained += 1
             batch = to_device(given, device)
             value = loss(task.forward(model, batch), batch)
             if not torch.isfinite(value):
@@ -46,6 +48,9 @@ def train(
             optimizer.zero_grad(set_to_none=True)
             value.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
-            schedule.step()
+            if schedule.last_epoch < steps:  # a loader may give more batches than it promised
+                schedule.step()
+    if epochs and not trained:
+        raise EvaluationError("the train split gave no batch: there is nothing to train on.")
     model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     return model.eval()

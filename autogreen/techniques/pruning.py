@@ -20,8 +20,8 @@ class Pruning:
     adds together shrinks together.
 
     target: glob on module names. ratio: share of the group's channels to remove, in [0, 1).
-    round_to: widths are kept at multiples of this, because kernels waste the remainder of a vector; at least one
-    such multiple stays. importance: `magnitude`, the L2 norm of all weights that go with a channel.
+    round_to: a width that is not left alone becomes a multiple of this, because kernels waste the remainder of a
+    vector; at least one such multiple stays. importance: `magnitude`, the L2 norm of all weights of a channel.
 
     Source: Fang et al., DepGraph: Towards Any Structural Pruning, CVPR 2023; Li et al., Pruning Filters for Efficient
     ConvNets, ICLR 2017 (magnitude).
@@ -42,9 +42,10 @@ class Pruning:
             raise ConfigError(f"round_to must be at least 1, not {self.round_to!r}")
 
     def width(self, unit: Unit) -> int:
-        """Channels that stay of this unit."""
-        steps = round(unit.width * (1 - self.ratio) / self.round_to)
-        return min(unit.width, max(1, steps) * self.round_to)
+        """Channels that stay of this unit: the allowed width, or the full one, that is nearest to what was asked."""
+        wanted = unit.width * (1 - self.ratio)
+        rounded = min(unit.width, max(1, round(wanted / self.round_to)) * self.round_to)
+        return unit.width if unit.width - wanted <= abs(rounded - wanted) else rounded
 
     @classmethod
     def units(cls, model: "nn.Module", example: "Inputs") -> tuple[Unit, ...]:

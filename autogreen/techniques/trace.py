@@ -39,15 +39,16 @@ def _trace(model: nn.Module, example: Inputs) -> dict[str, tuple[int, Any]]:
     inputs: list[Any] = []  # kept alive, so that no two tensors share an address
 
     def record(name: str) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
-            inputs.append(args[0])
-            calls, fed_by = found.get(name, (0, id(args[0])))
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            source = args[0] if args else kwargs["input"]
+            inputs.append(source)
+            calls, fed_by = found.get(name, (0, id(source)))
             found[name] = (calls + 1, fed_by)
 
         return hook
 
     handles = [
-        module.register_forward_pre_hook(record(name))
+        module.register_forward_pre_hook(record(name), with_kwargs=True)
         for name, module in model.named_modules()
         if isinstance(module, nn.Conv2d | nn.Linear)
     ]
