@@ -7,10 +7,10 @@ or aliases (a few hundred bytes of them expand to gigabytes), no duplicate keys 
 import json
 import re
 from collections.abc import Hashable, Mapping
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar, cast, get_args, get_type_hints
 
 import yaml
 
@@ -105,10 +105,12 @@ def build(cls: type[T], data: Any, where: str) -> T:
 
     if not isinstance(data, Mapping):
         raise ConfigError(f"{where} must be a mapping, not {data!r}.")
-    check_keys(data, tuple(field.name for field in fields(cls) if field.init), where)  # type: ignore[arg-type]
     try:
+        _check_fields(cls, data, where)
         # JSON mode is strict about scalars and still takes lists for tuples and mappings for dataclasses.
         built: T = _adapter(cast(Hashable, cls)).validate_json(json.dumps(data, allow_nan=True), strict=True)
+    except ConfigError:
+        raise
     except (TypeError, ValueError) as error:
         if not isinstance(error, ValidationError):
             raise ConfigError(f"{where}: {error}") from None
@@ -118,6 +120,16 @@ def build(cls: type[T], data: Any, where: str) -> T:
         shown = "" if first["type"] in ("value_error", "missing") else f", not {first['input']!r}"
         raise ConfigError(f"{path}: {message[:1].lower()}{message[1:]}{shown}.".replace("..", ".")) from None
     return built
+
+
+def _check_fields(cls: Any, data: Mapping[str, Any], where: str) -> None:
+    """Refuse unknown keys here and in dataclasses within; pydantic would drop them without a word."""
+    check_keys(data, tuple(field.name for field in fields(cls) if field.init), where)
+    hints = get_type_hints(cls)
+    for key, value in data.items():
+        for kind in (hints[key], *get_args(hints[key])):
+            if is_dataclass(kind) and isinstance(value, Mapping):
+                _check_fields(kind, value, f"{where}.{key}")
 
 
 @cache
