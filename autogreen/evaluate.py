@@ -235,7 +235,7 @@ class Evaluator:
         judged = model if kind is None else (lambda *args, **kwargs: kind(**plain(model(*args, **kwargs))))
         try:
             return self.setup.task.score(judged, split)
-        except AutogreenError:
+        except (AutogreenError, OSError):  # a disk that cannot be written to is the study's affair
             raise
         except Exception as error:
             raise EvaluationError(
@@ -274,9 +274,9 @@ class Evaluator:
 
     def _output_type(self) -> Any:
         if "output_type" not in self._cache:
-            args, kwargs = self._example(1)
+            model, (args, kwargs) = self._start("baseline"), self._example(1)
             with torch.no_grad():
-                outputs = self._start("baseline")(*args, **kwargs)
+                outputs = model(*args, **kwargs)
             self._cache["output_type"] = None if plain(outputs) is outputs else type(outputs)
         return self._cache["output_type"]
 

@@ -36,6 +36,7 @@ from autogreen.space import SearchSpace
 from autogreen.store import Store, writing
 
 WASTED = 300  # proposals in a row that cost nothing (repeats, refusals) before the space counts as exhausted
+HOPELESS = 20  # trials in a row that fail before the search gives up
 KEEP_BYTES = 5e9  # artifacts kept on disk
 NO_FLOOR_LOSS = 0.2  # loss of the reference point where no quality floor is set
 
@@ -191,6 +192,7 @@ class _Run:
             for levels in ({"pruning": p, "quantization": q} for q in (1.0, 0.5, 0.0) for p in (0.0, 0.33, 0.67)):
                 self.store.study.enqueue_trial(self.space.uniform(levels), skip_if_exists=True)
         pending: dict[str, optuna.Trial] = {}
+        failures = 0
         wasted, patience = 0, WASTED if self.space.holes() else 1
         yield self.progress("searching")
         while True:
@@ -207,6 +209,12 @@ class _Run:
             done = self.executor.next_done()
             trial = pending.pop(done.job.arguments["request"].key)
             self._tell(trial, done)
+            failures = failures + 1 if done.error else 0
+            if failures >= HOPELESS:
+                raise StudyError(
+                    f"the last {failures} trials failed one after another; the last: {done.error} Mend what is wrong "
+                    "and run the same command again, or widen the space."
+                )
             yield self.progress("searching", "" if done.error is None else f"trial {trial.number}: {done.error}")
 
     def finalists(self) -> Iterator[Progress]:
@@ -221,8 +229,11 @@ class _Run:
                 continue
             yield self.progress("finalists", f"measuring {evaluation.effect.id} again, on the test split")
             arguments = {"key": evaluation.key, "recipe": evaluation.recipe, "reference": self.baseline.key}
-            published[evaluation.key] = self._call("publish", {**arguments, "protocol": longer}).to_json()
-            self.store.put("published", published)
+            try:
+                published[evaluation.key] = self._call("publish", {**arguments, "protocol": longer}).to_json()
+                self.store.put("published", published)
+            except EvaluationError as error:
+                yield self.progress("finalists", f"{evaluation.effect.id} was not measured again: {error}")
         yield self.progress("done")
 
     def refuse_if_nothing_is_feasible(self) -> None:
