@@ -70,7 +70,8 @@ def sweep(
     """Search, or go on with, an experiment; print its front."""
     from autogreen import experiment as experiments
     from autogreen.front import Front
-    from autogreen.search import plan, search
+    from autogreen.plan import plan
+    from autogreen.search import search
     from autogreen.store import Store
 
     overrides = [*(set_ or ())]

@@ -11,9 +11,7 @@ uninterrupted one would have, given the same evaluations.
 
 import hashlib
 import json
-import shutil
 import time
-import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +22,7 @@ from optuna.trial import TrialState
 
 from autogreen import hardware
 from autogreen.anatomy import Anatomy
+from autogreen.controls import controls_of, runtimes, untouched
 from autogreen.errors import EvaluationError, RefusedError, StudyError
 from autogreen.evaluate import Setup
 from autogreen.evaluation import Evaluation, Request
@@ -32,6 +31,7 @@ from autogreen.experiment import Experiment, pick_device
 from autogreen.front import Front
 from autogreen.point import Point
 from autogreen.policy import Effect, Policy
+from autogreen.samplers import make_sampler
 from autogreen.space import SearchSpace
 from autogreen.store import Store, writing
 
@@ -89,31 +89,6 @@ def search(experiment: Experiment, folder: Path, cache: Path) -> Iterator[Progre
             store.requeue()
 
 
-def plan(experiment: Experiment, folder: Path, cache: Path) -> dict[str, Any]:
-    """What a sweep would do: holes, refusals and their reasons, and time, joules and disk from one real trial."""
-    shutil.rmtree(folder, ignore_errors=True)
-    one = replace(experiment, budget=replace(experiment.budget, trials=1), finalists=0)
-    steps = list(search(one, folder, cache))
-    store = Store.open(folder)
-    results = store.results()
-    spent = [trial.evaluation for trial in results.trials if trial.evaluation is not None]
-    if not spent:
-        raise StudyError(f"the trial that the prediction rests on failed: {results.trials[0].reason}")
-    seconds, energy_j = sum(spent[0].seconds.values()), spent[0].spent_j
-    trials = experiment.budget.trials or round((experiment.budget.seconds or seconds) / seconds)
-    disk = sum(path.stat().st_size for path in (folder / "artifacts").rglob("*") if path.is_file())
-    return {
-        "holes": store.get("facts")["holes"],
-        "refused": store.get("facts")["refused"],
-        "trials": trials,
-        "seconds": round(steps[-1].seconds + seconds * (trials - 1)),
-        "energy_j": steps[-1].energy_j + energy_j * (trials - 1),
-        "disk_bytes": disk * max(1, trials // 3),
-        "tier": results.tier,
-        "from": "one trial, run for real; later ones differ with what they train and compile",
-    }
-
-
 class _Run:
     """State of one session of a search."""
 
@@ -162,12 +137,12 @@ class _Run:
         references = self.store.get("references", {})
         if "plain" not in references:
             yield self.progress("references", "plain use")
-            references["plain"] = self._evaluate(Request(effect=self._untouched("eager"))).to_json()
+            references["plain"] = self._evaluate(Request(effect=untouched(self.space, self.anatomy, "eager"))).to_json()
             self.store.put("references", references)
         plain = Evaluation.from_json(references["plain"])
         if "baseline" not in references:
             candidates = [plain]
-            for effect in self._runtimes():
+            for effect in runtimes(self.space, self.anatomy):
                 if effect.id != plain.effect.id:
                     yield self.progress("references", f"best runtime: {_runtime(effect)}")
                     candidates.append(self._evaluate(Request(effect=effect, reference=plain.key)))
@@ -345,7 +320,7 @@ class _Run:
         """What keeps a saving honest: the same fine-tuning without compression, and a smaller net from scratch."""
         controls = self.store.get("controls", {})
         missing = dict(self.store.get("missing_controls", {}))
-        for name, request in self._control_requests():
+        for name, request in controls_of(self.space, self.anatomy, self.baseline, self.device):
             if name in controls or name in missing:
                 continue
             yield self.progress("controls", name)
@@ -356,44 +331,6 @@ class _Run:
                 missing[name] = str(error)
                 self.store.put("missing_controls", missing)
                 yield self.progress("controls", f"{name} is missing: {error}")
-
-    def _control_requests(self) -> Iterator[tuple[str, Request]]:
-        parts = self.baseline.effect.parts
-        if distillation := self.space.sections.get("distillation"):
-            settings = SearchSpace({"distillation": distillation}).at(1.0)
-            if tuned := settings.effect(self.anatomy).parts.get("distillation"):
-                plain = {key: value for key, value in tuned.items() if key != "temperature"}
-                effect = Effect.of({**parts, "distillation": {**plain, "alpha": 0.0}})  # it cannot teach itself
-                yield "fine-tuned, uncompressed", Request(effect=effect, reference=self.baseline.key)
-        yield "half width from scratch", Request(effect=Effect.of(parts), start="scratch", reference=self.baseline.key)
-        if quantization := self.space.sections.get("quantization"):
-            settings = SearchSpace({"quantization": quantization}).at(1.0)
-            lowered = settings.effect(self.anatomy).parts.get("quantization")
-            effect = Effect.of({**parts, "quantization": lowered})
-            if lowered and effect.refusal(self.anatomy, self.device) is None:
-                yield (
-                    "half width from scratch, quantized",
-                    Request(effect=effect, start="scratch", reference=self.baseline.key),
-                )
-
-    def _runtimes(self) -> Iterator[Effect]:
-        """The untouched model under every engine, thread count and batch that the space lets a policy have."""
-        from autogreen.engines import ENGINES
-
-        for engine in ENGINES:
-            for threads in self.space.options("parallelism", "threads") or (1,):
-                for batch in self.space.options("parallelism", "batch") or (None,):
-                    yield self._untouched(engine, threads, batch)
-
-    def _untouched(self, engine: str, threads: int | None = None, batch: int | None = None) -> Effect:
-        threads = threads or min(self.space.options("parallelism", "threads") or (1,))
-        batch = batch or min((b for b in self.space.options("parallelism", "batch") if b), default=None)
-        parallelism: dict[str, Any] = {"threads": threads, "batch": batch}
-        return (
-            SearchSpace.from_json({"parallelism": parallelism, "runtime": {"engine": engine}})
-            .policy()
-            .effect(self.anatomy)
-        )
 
     def _refusal_everywhere(self, policy: Policy, engines: tuple[str, ...]) -> str | None:
         """Why no engine of the space can run the policy, or None if one can."""
@@ -476,23 +413,6 @@ class _Run:
             energy_j=bill["energy_j"],
             **found,
         )
-
-
-def make_sampler(name: str, seed: int, number: int, trials: int | None) -> optuna.samplers.BaseSampler:
-    """An Optuna sampler whose randomness depends on the study's seed and the trial's number alone."""
-    seed = int.from_bytes(hashlib.sha256(f"{seed}/{number}".encode()).digest()[:4], "big")
-    population = min(50, max(8, (trials or 200) // 4))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        if name == "tpe":
-            return optuna.samplers.TPESampler(multivariate=True, seed=seed)
-        if name == "nsgaii":
-            return optuna.samplers.NSGAIISampler(population_size=population, seed=seed)
-        if name == "nsgaiii":
-            return optuna.samplers.NSGAIIISampler(population_size=population, seed=seed)
-        if name == "gp":
-            return optuna.samplers.GPSampler(seed=seed)
-        return optuna.samplers.RandomSampler(seed=seed)
 
 
 def _finalists(front: Front, count: int) -> list[Point]:

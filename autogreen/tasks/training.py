@@ -32,6 +32,8 @@ def train(
         EvaluationError: the loss is not finite, or the train split gives no batch.
     """
     torch.manual_seed(seed)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        model.requires_grad_(True)  # frozen as a whole, for inference; single frozen layers stay so
     model.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]  # convolutions run faster so
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=1e-2)
     steps = max(2, epochs * count(task.batches("train", 0)))

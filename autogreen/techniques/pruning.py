@@ -62,6 +62,8 @@ class Pruning:
         for name, module in model.named_modules():
             if name not in calls or name in seen or not isinstance(module, nn.Conv2d | nn.Linear):
                 continue
+            if module not in graph.module2node:  # it runs, but no output depends on it
+                continue
             members = _members(graph, module, names)
             seen.update(members)
             if _shapes_survive(model, name, example, before):
@@ -116,7 +118,11 @@ def _graph(model: "nn.Module", example: "Inputs") -> Any:
 
     model.eval()
     args, kwargs = example
+    frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
     try:
+        for parameter in frozen:
+            if parameter.is_floating_point():
+                parameter.requires_grad_(True)
         with torch.enable_grad():
             return tp.DependencyGraph().build_dependency(
                 model,
@@ -130,6 +136,9 @@ def _graph(model: "nn.Module", example: "Inputs") -> Any:
             f"pruning: the dependencies of {type(model).__name__} cannot be traced ({type(error).__name__}: {error}). "
             "Leave the pruning section out."
         ) from error
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
 
 
 def _members(graph: Any, module: "nn.Module", names: dict["nn.Module", str]) -> set[str]:

@@ -1,0 +1,258 @@
+"""The search on a toy task: resuming, faults, constraints, samplers, what is told to Optuna."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cloudpickle
+import optuna
+import pytest
+import toys
+from optuna.trial import TrialState
+
+from autogreen.errors import ConfigError, RefusedError, StudyError
+from autogreen.experiment import SAMPLERS
+from autogreen.front import Front
+from autogreen.plan import plan
+from autogreen.samplers import make_sampler
+from autogreen.search import search
+from autogreen.store import Store
+
+cloudpickle.register_pickle_by_value(toys)
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning:torch", "ignore::FutureWarning:torch", "ignore::UserWarning:torch_pruning"
+)
+
+
+def run(folder: Path, **changes):
+    return list(search(toys.experiment(**changes), folder, folder.parent / ".cache"))
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "toy"
+    steps = run(folder)
+    return folder, steps
+
+
+def test_a_sweep_measures_references_controls_trials_and_finalists(swept):
+    folder, steps = swept
+    results = Store.open(folder).results()
+    assert [step.stage for step in steps][-1] == "done"
+    assert len(results.trials) == 4 and {trial.state for trial in results.trials} == {"measured"}
+    assert results.baseline.ratio is None and results.plain.measurement is not None
+    assert "fine-tuned, uncompressed" in results.controls
+    assert results.published and results.bill.energy_j > 0
+    spent = results.bill.seconds
+    assert spent["total"] >= spent["training"] + spent["measuring"]
+
+
+def test_one_effect_is_evaluated_once(swept):
+    folder, _ = swept
+    results = Store.open(folder).results()
+    ids = [trial.evaluation.effect.id for trial in results.trials]
+    assert len(ids) == len(set(ids))
+
+
+def test_the_front_is_strict_json(swept):
+    folder, _ = swept
+    told = Front.of(Store.open(folder).results()).to_json()
+    assert json.loads(json.dumps(told, allow_nan=False))["front"]
+    assert told["baseline"]["energy_per_item_j"]["tier"] == "estimated"
+
+
+def test_a_finished_study_goes_on_without_doing_anything_again(swept):
+    folder, _ = swept
+    before = Store.open(folder).results()
+    run(folder)
+    after = Store.open(folder).results()
+    assert after.trials == before.trials and after.published == before.published
+
+
+def test_more_budget_goes_on(tmp_path):
+    run(tmp_path / "toy", budget={"trials": 1})
+    run(tmp_path / "toy", budget={"trials": 3})
+    assert len(Store.open(tmp_path / "toy").results().trials) == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"workload": {"kind": "single"}}, "workload"),
+        ({"space": {"runtime": {"engine": "eager"}}}, "space"),
+        ({"meter": {"name": "estimate", "watts_per_core": 5.0}}, "meter"),
+    ],
+)
+def test_a_changed_study_is_refused_by_name(swept, change, told):
+    folder, _ = swept
+    with pytest.raises(StudyError, match=rf"{told} was.*--fresh"):
+        run(folder, **change)
+
+
+def test_a_killed_sweep_resumes_with_nothing_lost_or_twice(tmp_path):
+    """kill -9 on the coordinator in mid-sweep, and the same command again."""
+    code = f"""
+import sys; sys.path.insert(0, {str(Path(toys.__file__).parent)!r})
+import cloudpickle, toys; cloudpickle.register_pickle_by_value(toys)
+from pathlib import Path
+from autogreen.search import search
+for step in search(toys.experiment(executor="local"), Path({str(tmp_path / "toy")!r}), Path({str(tmp_path)!r})):
+    print(step.stage, step.trials, flush=True)
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if line.startswith("searching 2"):
+            time.sleep(0.3)  # in the middle of the third trial
+            os.kill(process.pid, signal.SIGKILL)
+            break
+    process.wait()
+    process.stdout.close()
+    store = Store.open(tmp_path / "toy")
+    before = [trial for trial in store.results().trials if trial.state == "measured"]
+    again = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "done 4" in again.stdout
+    after = Store.open(tmp_path / "toy").results().trials
+    assert [trial.evaluation for trial in after[: len(before)]] == [trial.evaluation for trial in before]
+    assert len(after) == 4 and len({trial.evaluation.key for trial in after}) == 4
+
+
+def test_a_resumed_sweep_proposes_what_an_uninterrupted_one_would(tmp_path):
+    """Same seed, same recorded evaluations: the same proposals, whatever happened in between."""
+
+    def proposals(sessions):
+        study = optuna.create_study(directions=["maximize", "minimize"])
+        for trials in sessions:
+            for _ in range(trials):
+                number = len(study.get_trials(deepcopy=False))
+                study.sampler = make_sampler("tpe", 7, number, 30)
+                trial = study.ask()
+                x = trial.suggest_float("x", 0, 1)
+                study.tell(trial, [x, (x - 0.3) ** 2])
+        return [trial.params["x"] for trial in study.trials]
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    assert proposals([20]) == proposals([5, 8, 7])
+    assert len(set(proposals([20]))) == 20
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_gated_and_failed_trials_teach_every_sampler(name):
+    """All proposals stay possible after trials of every kind, and the same seed gives the same ones."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+    def first_after():
+        study = optuna.create_study(directions=["maximize", "minimize"])
+        for number in range(14):
+            study.sampler = make_sampler(name, 0, number, 40)
+            trial = study.ask()
+            x = trial.suggest_int("x", 0, 9)
+            if number % 5 == 4:
+                study.tell(trial, state=TrialState.FAIL)
+                continue
+            trial.set_constraint("max_loss", 0.1 if x < 5 else -0.1)
+            study.tell(trial, [x / 10, 1.0 if x < 5 else 1 - x / 20])
+        return [trial.params["x"] for trial in study.trials]
+
+    assert first_after() == first_after()
+
+
+def test_hopeless_trials_are_gated_and_named_when_all_are(tmp_path):
+    space = {
+        "pruning": [{"target": "*", "ratio": {"choice": [0.9, 0.95]}, "round_to": 1}],
+        "runtime": {"engine": "eager"},
+    }
+    with pytest.raises(
+        StudyError, match=r"none of 2 trials meets the constraints; loosen max_loss \(the nearest missed"
+    ):
+        run(tmp_path / "toy", space=space, constraints={"max_loss": 0.0}, budget={"trials": 2})
+    results = Store.open(tmp_path / "toy").results()
+    assert {trial.state for trial in results.trials} == {"gated"}
+    assert all(trial.evaluation.measurement is None for trial in results.trials)
+
+
+@pytest.mark.parametrize(("fault", "told"), [("nan", "NaN or infinite"), ("raise", "the score function is broken")])
+def test_a_fault_in_one_policy_costs_one_trial(tmp_path, fault, told):
+    run(tmp_path / "toy", fault=fault)
+    trials = Store.open(tmp_path / "toy").results().trials
+    failed = [trial for trial in trials if trial.state == "failed"]
+    assert failed and all(told in trial.reason for trial in failed)
+    assert any(trial.state == "measured" for trial in trials)
+
+
+@pytest.mark.parametrize(("fault", "told"), [("kill", "SIGKILL"), ("memory", "can't allocate memory")])
+def test_a_dying_worker_costs_one_trial(tmp_path, fault, told):
+    run(tmp_path / "toy", fault=fault, executor="local", finalists=0)
+    trials = Store.open(tmp_path / "toy").results().trials
+    failed = [trial for trial in trials if trial.state == "failed"]
+    assert failed and all(told in trial.reason for trial in failed)
+    assert any(trial.state == "measured" for trial in trials)
+
+
+def test_a_full_disk_stops_the_study_and_loses_nothing(tmp_path):
+    with pytest.raises(StudyError, match="the disk is full"):
+        run(tmp_path / "toy", fault="disk")
+    assert not [t for t in Store.open(tmp_path / "toy").study.trials if t.state == TrialState.RUNNING]
+    run(tmp_path / "toy")  # the fault gone (a task's settings are part of its identity only in YAML)
+
+
+def test_a_space_whose_every_policy_is_refused(tmp_path):
+    space = {"quantization": [{"each": "*", "scheme": {"choice": ["w8a8"]}}], "runtime": {"engine": "eager"}}
+    with pytest.raises(RefusedError, match=r"every option.*refused|cannot be done"):
+        run(tmp_path / "toy", space=space)
+
+
+def test_a_target_that_matches_nothing_names_what_there_is(tmp_path):
+    space = {"pruning": [{"target": "encoder.*", "ratio": 0.5}], "runtime": {"engine": "eager"}}
+    with pytest.raises(RefusedError, match=r"'encoder\.\*' matches nothing.*Treatable: 0, 3"):
+        run(tmp_path / "toy", space=space)
+
+
+def test_two_coordinators_on_one_study(tmp_path):
+    store = Store.create(tmp_path / "toy")
+    with store.lock(), pytest.raises(StudyError, match=rf"another process \(pid {os.getpid()}\\)"):
+        run(tmp_path / "toy")
+
+
+@pytest.mark.parametrize("damage", [b"not a database at all", b"SQLite format 3\x00" + b"\xff" * 4000])
+def test_a_corrupted_study_is_named(tmp_path, damage):
+    Store.create(tmp_path / "toy")
+    (tmp_path / "toy" / "study.db").write_bytes(damage)
+    with pytest.raises(StudyError, match="is damaged"):
+        Store.open(tmp_path / "toy")
+
+
+def test_an_unknown_study_names_those_there_are(tmp_path):
+    Store.create(tmp_path / "digits")
+    with pytest.raises(StudyError, match=r"no study 'digit'.*There are: digits"):
+        Store.open(tmp_path / "digit")
+
+
+def test_budgets_end_a_search(tmp_path):
+    run(tmp_path / "seconds", name="seconds", budget={"seconds": 0.5, "trials": None}, finalists=0)
+    assert Store.open(tmp_path / "seconds").results().trials == ()
+    run(tmp_path / "joules", name="joules", budget={"energy_j": 0.001, "trials": None}, finalists=0)
+    assert Store.open(tmp_path / "joules").results().trials == ()
+
+
+def test_artifacts_of_dominated_policies_are_evicted(swept):
+    folder, _ = swept
+    store = Store.open(folder)
+    front = Front.of(store.results())
+    kept = {path.name for path in (folder / "artifacts").iterdir()}
+    assert {point.evaluation.key for point in front.members} <= kept
+    assert front.baseline.evaluation.key in kept
+
+
+def test_a_dry_run_tells_holes_refusals_and_costs(tmp_path):
+    told = plan(toys.experiment(), tmp_path / "dry", tmp_path)
+    assert set(told["holes"]) >= {"distillation.alpha"} and told["seconds"] > 0 and told["energy_j"] > 0
+    assert told["disk_bytes"] > 0 and told["tier"] == "estimated"
+
+
+def test_an_unknown_sampler_is_refused():
+    with pytest.raises(ConfigError, match=r"unknown sampler 'tpee'. Did you mean 'tpe'"):
+        toys.experiment(sampler="tpee")
