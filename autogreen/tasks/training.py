@@ -37,7 +37,8 @@ def train(
     model.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]  # convolutions run faster so
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=1e-2)
     steps = max(2, epochs * count(task.batches("train", 0)))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps + 1, pct_start=0.2)
+    rise = max(0.2, 2 / (steps + 1))  # a rise of no step at all would divide by zero
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps + 1, pct_start=rise)
     trained = 0
     for epoch in range(epochs):
         for given in task.batches("train", epoch):
