@@ -106,6 +106,22 @@ class TwoNorms(nn.Module):
         return self.head((self.first(self.conv(x)).relu() + self.second(self.conv(-x)).relu()).mean((2, 3)))
 
 
+class SharedRelu(nn.Module):
+    """One ReLU for all, as residual networks are often written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.norm1 = conv_bn(3, 16)
+        self.conv2, self.norm2 = conv_bn(16, 16)
+        self.relu = nn.ReLU(inplace=True)
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(self.norm1(self.conv1(x)))
+        x = self.relu(x + self.norm2(self.conv2(x)))
+        return self.head(x.mean((2, 3)))
+
+
 class ReadTwice(nn.Module):
     """What a convolution makes is read by its batch norm and, by a mere `+`, once more."""
 

@@ -120,7 +120,7 @@ def to_int8(model: nn.Module, names: Sequence[str], context: Context) -> nn.Modu
     """Return the model as a graph, at the example's batch size, whose named layers compute in int8 once compiled.
 
     Raises:
-        RefusedError: the model cannot be exported, or the calibration data is not finite.
+        RefusedError: the model cannot be exported or quantized, or the calibration data is missing or not finite.
     """
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
     from torchao.quantization.pt2e.quantizer.x86_inductor_quantizer import (
@@ -131,9 +131,17 @@ def to_int8(model: nn.Module, names: Sequence[str], context: Context) -> nn.Modu
     graph = export(model, context.example).module()
     quantizer = X86InductorQuantizer()
     config = get_default_x86_inductor_quantization_config(reduce_range=not _has_vnni())
+    calls = _tell_calls_apart(graph)
     for name in names:
-        quantizer.set_module_name_qconfig(name, config)
-    prepared = prepare_pt2e(graph, quantizer)
+        for call in calls.get(name, ()):
+            quantizer.set_module_name_qconfig(call, config)
+    try:
+        prepared = prepare_pt2e(graph, quantizer)
+    except Exception as error:
+        raise RefusedError(
+            f"int8 for {', '.join(names)} of {type(model).__name__}: the quantizer cannot read the graph around them "
+            f"({type(error).__name__}: {error}). Give them another scheme."
+        ) from error
     size, seen = rows(context.example), 0
     with torch.no_grad():
         for batch in context.task.batches("calibration"):
@@ -148,6 +156,23 @@ def to_int8(model: nn.Module, names: Sequence[str], context: Context) -> nn.Modu
     converted: nn.Module = convert_pt2e(prepared)
     _drop_unused(converted)
     return converted
+
+
+def _tell_calls_apart(graph: nn.Module) -> dict[str, list[str]]:
+    """Give each further call of a module a name of its own (`relu`, `relu@1`), in place; return them by module.
+
+    The quantizer takes all operations of one module for one call, and fails on networks that share even a ReLU.
+    """
+    keys: dict[str, list[str]] = {}
+    for node in graph.graph.nodes:  # type: ignore[union-attr]
+        if stack := node.meta.get("nn_module_stack"):
+            key, (name, kind) = list(stack.items())[-1]
+            found = keys.setdefault(name, [])
+            if key not in found:
+                found.append(key)
+            if call := found.index(key):
+                node.meta["nn_module_stack"] = {**stack, key: (f"{name}@{call}", kind)}
+    return {name: [name, *(f"{name}@{n}" for n in range(1, len(found)))] for name, found in keys.items()}
 
 
 def _has_vnni() -> bool:

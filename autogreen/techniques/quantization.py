@@ -65,6 +65,12 @@ class Quantization:
 
     @classmethod
     def refusal(cls, effect: dict[str, str], units: Sequence[Unit], *, device: str, engine: str) -> str | None:
+        twice = [unit.name for unit in units if effect.get(unit.name) == "w8a8" and unit.calls > 1]
+        if twice:
+            return (
+                f"scheme 'w8a8' for {', '.join(twice)}: called several times a pass; int8 kernels want a weight that "
+                "is read once, it would run simulated"
+            )
         for scheme in sorted(set(effect.values())):
             if reason := missing_kernel(scheme, device=device, engine=engine):
                 layers = [name for name, chosen in effect.items() if chosen == scheme]
