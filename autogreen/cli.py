@@ -283,3 +283,7 @@ def _print_json(data: Any) -> None:
     import json
 
     print(json.dumps(data, indent=2, allow_nan=False))
+
+
+if __name__ == "__main__":
+    main()

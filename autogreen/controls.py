@@ -39,7 +39,7 @@ def controls_of(
     """
     parts = baseline.effect.parts
     if distillation := space.sections.get("distillation"):
-        settings = SearchSpace({"distillation": distillation}).at(1.0)
+        settings = SearchSpace({"distillation": distillation}).at(0.5)
         if tuned := settings.effect(anatomy).parts.get("distillation"):
             plain = {key: value for key, value in tuned.items() if key != "temperature"}
             effect = Effect.of({**parts, "distillation": {**plain, "alpha": 0.0}})  # it cannot teach itself

@@ -28,7 +28,7 @@ from autogreen.engines import ENGINES, Program, Recipe, profile
 from autogreen.errors import AutogreenError, EvaluationError, RefusedError
 from autogreen.evaluation import Evaluation, Published, Request
 from autogreen.measure import lease, measure, measure_beside
-from autogreen.measurement import Protocol
+from autogreen.measurement import Measurement, Protocol
 from autogreen.meters import Meter, choose
 from autogreen.tasks import Inputs, Scores, Split, Task, cut, on_device, plain, rows, to_device
 from autogreen.tasks.trees import pack
@@ -138,8 +138,9 @@ class Evaluator:
             done |= {"size_bytes": size, "memory_bytes": size + memory, "recipe": recipe, "kernels": kernels}
             if hopeless(scores):
                 return evaluation("gated", scores)
-            with watch.phase("measuring"):
+            with watch.measuring():
                 done |= self._measure(program, example, request.reference, self.setup.protocol)
+                watch.power_w = _power_w(done["measurement"])
             self._keep_scores(request.key, "validation", scores)
             shutil.rmtree(folder, ignore_errors=True)
             partial.rename(folder)
@@ -157,8 +158,9 @@ class Evaluator:
         with watch.phase("scoring"):
             theirs = self._test_scores(reference)
             ours = self._test_scores(key, program)
-        with watch.phase("measuring"):
+        with watch.measuring():
             measured = self._measure(program, example, reference, protocol)
+            watch.power_w = _power_w(measured["measurement"])
         return Published(
             key=key,
             test=quality.mean(ours),
@@ -356,6 +358,7 @@ class _Watch:
 
     def __init__(self, meter: Meter, limit_s: float | None, limit_j: float | None) -> None:
         self.seconds: dict[str, float] = {}
+        self.power_w = 0.0
         self._meter = meter
         self._limit_s = limit_s if limit_s is not None else UNLIMITED
         self._limit_j = limit_j if limit_j is not None else UNLIMITED
@@ -372,6 +375,19 @@ class _Watch:
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - began
 
+    @contextmanager
+    def measuring(self) -> Iterator[None]:
+        """A phase that has the meter to itself, for a second window would disturb the first; it is billed at the
+        power that it measured, left in `power_w`."""
+        self._spent_j += self._meter.stop().energy_j
+        began = time.monotonic()
+        try:
+            with self.phase("measuring"):
+                yield
+        finally:
+            self._spent_j += self.power_w * (time.monotonic() - began)
+            self._meter.start()
+
     def check(self) -> None:
         now = time.monotonic()
         if now - self._began > self._limit_s:
@@ -386,6 +402,12 @@ class _Watch:
     def close(self) -> float:
         """Joules spent since the watch began."""
         return self._spent_j + self._meter.stop().energy_j
+
+
+def _power_w(measurement: Measurement) -> float:
+    """Mean power over the windows that were used."""
+    readings = [window.reading for window in measurement.windows if window.used and window.reading]
+    return sum(reading.energy_j for reading in readings) / sum(reading.duration_s for reading in readings)
 
 
 def _joined(parts: list[Inputs]) -> Inputs:

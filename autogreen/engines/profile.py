@@ -34,23 +34,24 @@ def trace(program: Program, inputs: Inputs) -> tuple[tuple[Kernel, ...], int]:
     activities = [ProfilerActivity.CPU]
     with profile(activities=activities, record_shapes=True, profile_memory=True) as recorded:
         program.run(*inputs)
-    seen = Counter((event.name, _precision(event)) for event in recorded.events() if event.name.startswith(KERNELS))
+    events: Any = recorded.profiler.kineto_results.events()  # type: ignore[union-attr]  # types of inputs, in any release
+    seen = Counter((event.name(), _precision(event)) for event in events if event.name().startswith(KERNELS))
     kernels = tuple(
         Kernel(name=name, precision=precision, calls=calls) for (name, precision), calls in sorted(seen.items())
     )
-    return kernels, _peak_bytes(recorded)
+    return kernels, _peak_bytes(events)
 
 
 def _precision(event: Any) -> Any:
-    if event.name.startswith("onednn::q") or event.name.endswith("_int_mm"):
+    if event.name().startswith("onednn::q") or event.name().endswith("_int_mm"):
         return "int8"
-    first = next((kind for kind in event.input_dtypes or [] if kind), "float")
+    first = next((kind for kind in event.dtypes() if kind), "float")
     return PRECISIONS.get(first, "float32")
 
 
-def _peak_bytes(recorded: Any) -> int:
+def _peak_bytes(events: Any) -> int:
     held = peak = 0
-    for event in recorded.profiler.kineto_results.events():
+    for event in events:
         if event.name() == "[memory]":
             held += event.nbytes()
             peak = max(peak, held)

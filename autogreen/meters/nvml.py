@@ -10,6 +10,7 @@ to the last one before the stop. Both ends see the same polling delay, which can
 billed: the parts of the window before the first step and after the last are left out of energy and of duration.
 """
 
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,6 +27,9 @@ BACKWARDS_J = 0.01  # counters were seen to fall by a millijoule; more is a rese
 REST = 0.85  # of a step is slept through: every read takes time from a program that is bound by kernel launches
 BLUR = 0.15  # of a step: what the time of a step may be in doubt (a read now and then takes 30 ms)
 LEAST_BLUR_S = 0.015
+SWITCH_S = (
+    0.0002  # within which a busy interpreter hands over: at Python's 5 ms a launch-bound loop starves the sidecar
+)
 FROZEN_S = 2.0  # no step for so long: the counter is not merely slow
 
 
@@ -88,6 +92,7 @@ class NvmlMeter:
         sidecar.reading.wait()  # the first value is known: every later change is a step inside the window
         if sidecar.error is not None:
             raise sidecar.error
+        sys.setswitchinterval(SWITCH_S)
         self._open.append(sidecar)
 
     def stop(self) -> Reading:
@@ -97,6 +102,7 @@ class NvmlMeter:
         sidecar = self._open.pop()
         sidecar.enough.set()
         sidecar.join()
+        sys.setswitchinterval(sidecar.switch_s)
         if sidecar.error is not None:
             raise sidecar.error
         steps = [step for step in sidecar.steps if step[0] <= ended]
@@ -122,6 +128,7 @@ class _Sidecar(Thread):
     def __init__(self, read: Callable[[], float], step_s: float) -> None:
         super().__init__(name="autogreen-nvml", daemon=True)
         self.read, self.rest_s, self.blur_s = read, REST * step_s, max(LEAST_BLUR_S, BLUR * step_s)
+        self.switch_s = sys.getswitchinterval()
         self.began = time.perf_counter()
         self.reading, self.enough = Event(), Event()
         self.steps: list[tuple[float, float]] = []

@@ -44,7 +44,7 @@ class Digits(Task):
     outputs: Literal["logits", "values"] = field(default="logits", init=False)
 
     width: int = 32
-    epochs: int = 20
+    epochs: int = 16
     batch_size: int = 128
     seed: int = 0
 
