@@ -25,7 +25,7 @@ from torch import nn
 from autogreen import hardware, quality
 from autogreen.anatomy import Anatomy, survey
 from autogreen.engines import ENGINES, Program, Recipe, profile
-from autogreen.errors import AutogreenError, EvaluationError, RefusedError
+from autogreen.errors import AutogreenError, EvaluationError, MeterError, RefusedError
 from autogreen.evaluation import Evaluation, Published, Request
 from autogreen.measure import lease, measure, measure_beside
 from autogreen.measurement import Measurement, Protocol
@@ -66,10 +66,11 @@ class Evaluator:
     def prepare(self) -> dict[str, Any]:
         """Build the baseline; return its anatomy, the machine, the meter and what was spent."""
         meter = self._meter()
-        watch = _Watch(self._meter(), None, None)
-        with watch.phase("training"):
-            self._all_cores()
-            model = self._start("baseline")
+        with _Watch(self._meter()) as watch:
+            with watch.phase("training"):
+                self._all_cores()
+                model = self._start("baseline")
+            spent_j = watch.spent_j()
         self._keep_golden()
         self._anatomy = anatomy = survey(model, self._example(1), tuple(TECHNIQUES))
         return {
@@ -78,7 +79,7 @@ class Evaluator:
             "meter": {"tier": meter.tier, "boundary": meter.boundary},
             "item": self.setup.task.item,
             "seconds": watch.seconds,
-            "spent_j": watch.close(),
+            "spent_j": spent_j,
         }
 
     def evaluate(self, request: Request) -> Evaluation:
@@ -87,7 +88,10 @@ class Evaluator:
         Raises:
             AutogreenError: the policy failed or cannot really be applied; the study goes on.
         """
-        watch = _Watch(self._meter(), request.limit_s, request.limit_j)
+        with _Watch(self._meter(), request.limit_s, request.limit_j) as watch:
+            return self._evaluate(request, watch)
+
+    def _evaluate(self, request: Request, watch: "_Watch") -> Evaluation:
         parts = request.effect.parts
         recipe = self._recipe(parts)
         example = self._example(recipe.batch)
@@ -106,7 +110,7 @@ class Evaluator:
                 loss=loss,
                 **done,
                 seconds=watch.seconds,
-                spent_j=watch.close(),
+                spent_j=watch.spent_j(),
             )
 
         def hopeless(scores: Scores) -> bool:
@@ -150,25 +154,25 @@ class Evaluator:
 
     def publish(self, key: str, recipe: Recipe, reference: str, protocol: Protocol) -> Published:
         """Judge an artifact on the test split and measure it afresh beside the reference."""
-        watch = _Watch(self._meter(), None, None)
-        with watch.phase("compiling"):
-            program = self._program(key, recipe)
-            example = self._example(recipe.batch)
-            program.run(*example)
-        with watch.phase("scoring"):
-            theirs = self._test_scores(reference)
-            ours = self._test_scores(key, program)
-        with watch.measuring():
-            measured = self._measure(program, example, reference, protocol)
-            watch.power_w = _power_w(measured["measurement"])
-        return Published(
-            key=key,
-            test=quality.mean(ours),
-            test_loss=quality.loss(theirs, ours),
-            **measured,
-            seconds=watch.seconds,
-            spent_j=watch.close(),
-        )
+        with _Watch(self._meter()) as watch:
+            with watch.phase("compiling"):
+                program = self._program(key, recipe)
+                example = self._example(recipe.batch)
+                program.run(*example)
+            with watch.phase("scoring"):
+                theirs = self._test_scores(reference)
+                ours = self._test_scores(key, program)
+            with watch.measuring():
+                measured = self._measure(program, example, reference, protocol)
+                watch.power_w = _power_w(measured["measurement"])
+            return Published(
+                key=key,
+                test=quality.mean(ours),
+                test_loss=quality.loss(theirs, ours),
+                **measured,
+                seconds=watch.seconds,
+                spent_j=watch.spent_j(),
+            )
 
     # -- steps ---------------------------------------------------------------------------------------------------
 
@@ -356,15 +360,21 @@ class _Watch:
 
     LOOK_S = 1.0  # reading the meter at every training step would cost more than it saves
 
-    def __init__(self, meter: Meter, limit_s: float | None, limit_j: float | None) -> None:
+    def __init__(self, meter: Meter, limit_s: float | None = None, limit_j: float | None = None) -> None:
         self.seconds: dict[str, float] = {}
         self.power_w = 0.0
         self._meter = meter
         self._limit_s = limit_s if limit_s is not None else UNLIMITED
         self._limit_j = limit_j if limit_j is not None else UNLIMITED
         self._spent_j = 0.0
-        self._began = self._looked = time.monotonic()
-        meter.start()
+        self._began = self._lap_began = time.monotonic()
+
+    def __enter__(self) -> "_Watch":
+        self._meter.start()
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        self._lap()  # whatever happened: a window left open would disturb every later one
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -379,29 +389,41 @@ class _Watch:
     def measuring(self) -> Iterator[None]:
         """A phase that has the meter to itself, for a second window would disturb the first; it is billed at the
         power that it measured, left in `power_w`."""
-        self._spent_j += self._meter.stop().energy_j
-        began = time.monotonic()
+        self._lap()
         try:
             with self.phase("measuring"):
                 yield
         finally:
-            self._spent_j += self.power_w * (time.monotonic() - began)
+            self._bill(self.power_w)
             self._meter.start()
 
     def check(self) -> None:
         now = time.monotonic()
         if now - self._began > self._limit_s:
             raise EvaluationError(f"the time limit of {self._limit_s:.0f} s has passed.")
-        if self._limit_j < UNLIMITED and now - self._looked > self.LOOK_S:
-            self._looked = now
-            self._spent_j += self._meter.stop().energy_j
-            self._meter.start()
-            if self._spent_j > self._limit_j:
+        if self._limit_j < UNLIMITED and now - self._lap_began > self.LOOK_S:
+            if self.spent_j() > self._limit_j:
                 raise EvaluationError(f"the energy limit of {self._limit_j:.0f} J has passed.")
 
-    def close(self) -> float:
+    def spent_j(self) -> float:
         """Joules spent since the watch began."""
-        return self._spent_j + self._meter.stop().energy_j
+        self._lap()
+        self._meter.start()
+        return self._spent_j
+
+    def _lap(self) -> None:
+        """Close the meter's window; one too short for the meter is billed at the last known power."""
+        try:
+            reading = self._meter.stop()
+            self.power_w = reading.energy_j / reading.duration_s
+        except MeterError:
+            pass
+        self._bill(self.power_w)
+
+    def _bill(self, power_w: float) -> None:
+        now = time.monotonic()
+        self._spent_j += power_w * (now - self._lap_began)
+        self._lap_began = now
 
 
 def _power_w(measurement: Measurement) -> float:

@@ -34,7 +34,7 @@ def trace(program: Program, inputs: Inputs) -> tuple[tuple[Kernel, ...], int]:
     activities = [ProfilerActivity.CPU]
     with profile(activities=activities, record_shapes=True, profile_memory=True) as recorded:
         program.run(*inputs)
-    events: Any = recorded.profiler.kineto_results.events()  # type: ignore[union-attr]  # types of inputs, in any release
+    events: Any = recorded.profiler.kineto_results.events()  # types of inputs, in any release
     seen = Counter((event.name(), _precision(event)) for event in events if event.name().startswith(KERNELS))
     kernels = tuple(
         Kernel(name=name, precision=precision, calls=calls) for (name, precision), calls in sorted(seen.items())

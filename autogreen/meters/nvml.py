@@ -27,9 +27,7 @@ BACKWARDS_J = 0.01  # counters were seen to fall by a millijoule; more is a rese
 REST = 0.85  # of a step is slept through: every read takes time from a program that is bound by kernel launches
 BLUR = 0.15  # of a step: what the time of a step may be in doubt (a read now and then takes 30 ms)
 LEAST_BLUR_S = 0.015
-SWITCH_S = (
-    0.0002  # within which a busy interpreter hands over: at Python's 5 ms a launch-bound loop starves the sidecar
-)
+SWITCH_S = 0.0002  # within which a busy interpreter hands over: Python's 5 ms starve the sidecar
 FROZEN_S = 2.0  # no step for so long: the counter is not merely slow
 
 
