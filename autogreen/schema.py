@@ -10,7 +10,7 @@ from collections.abc import Hashable, Mapping
 from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar, cast, get_args, get_type_hints
+from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -127,7 +127,8 @@ def _check_fields(cls: Any, data: Mapping[str, Any], where: str) -> None:
     check_keys(data, tuple(field.name for field in fields(cls) if field.init), where)
     hints = get_type_hints(cls)
     for key, value in data.items():
-        for kind in (hints[key], *get_args(hints[key])):
+        alternatives = () if get_origin(hints[key]) in (dict, Mapping, tuple, list) else get_args(hints[key])
+        for kind in (hints[key], *alternatives):
             if is_dataclass(kind) and isinstance(value, Mapping):
                 _check_fields(kind, value, f"{where}.{key}")
 

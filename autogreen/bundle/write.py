@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+import autogreen
+
 from autogreen.bundle import golden as goldens
 from autogreen.bundle.card import card
 from autogreen.bundle.manifest import (
@@ -82,7 +84,7 @@ def export(
             item=results.item,
             hardware=dict(results.hardware),
             versions=Versions(
-                autogreen=version("autogreen"),
+                autogreen=autogreen.__version__,
                 torch=version("torch"),
                 torchao=version("torchao"),
                 python=platform.python_version(),
