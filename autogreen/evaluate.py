@@ -401,9 +401,9 @@ class _Watch:
         now = time.monotonic()
         if now - self._began > self._limit_s:
             raise EvaluationError(f"the time limit of {self._limit_s:.0f} s has passed.")
-        if self._limit_j < UNLIMITED and now - self._lap_began > self.LOOK_S:
-            if self.spent_j() > self._limit_j:
-                raise EvaluationError(f"the energy limit of {self._limit_j:.0f} J has passed.")
+        due = self._limit_j < UNLIMITED and now - self._lap_began > self.LOOK_S
+        if due and self.spent_j() > self._limit_j:
+            raise EvaluationError(f"the energy limit of {self._limit_j:.0f} J has passed.")
 
     def spent_j(self) -> float:
         """Joules spent since the watch began."""

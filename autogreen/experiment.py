@@ -154,11 +154,19 @@ def from_json(data: Mapping[str, Any], *, name: str, folder: Path, task: Any = N
     return Experiment(
         name=name,
         task=build_task(data["task"], f"{name}.task") if task is None else task,
-        task_text=str(data["task"]) if task is None else task.item,
+        task_text=_told(data["task"]) if task is None else f"{name} (own model)",
         space=SearchSpace.from_json(space, f"{name}.space"),
         **{key: build(cls, data[key], f"{name}.{key}") for key, cls in _PARTS.items() if key in data},
         **{key: data[key] for key in _SCALARS if key in data},
     )
+
+
+def _told(task: Any) -> str:
+    """`digits`, or `digits(width=16)`."""
+    if not isinstance(task, Mapping):
+        return str(task)
+    ((name, settings),) = task.items()
+    return f"{name}({', '.join(f'{key}={value}' for key, value in (settings or {}).items())})"
 
 
 def _is(value: Any, kind: type) -> bool:

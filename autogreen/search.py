@@ -29,6 +29,7 @@ from autogreen.evaluation import Evaluation, Request
 from autogreen.executors import EXECUTORS, Done, Executor, Job
 from autogreen.experiment import Experiment, pick_device
 from autogreen.front import Front
+from autogreen.measurement import Interval
 from autogreen.point import Point
 from autogreen.policy import Effect, Policy
 from autogreen.samplers import make_sampler
@@ -79,7 +80,8 @@ def search(experiment: Experiment, folder: Path, cache: Path) -> Iterator[Progre
         run = _Run(experiment, store, executor, setup.device)
         try:
             yield run.progress("preparing", "building the baseline; the first time it is trained")
-            run.prepare()
+            for refused in run.prepare():
+                yield run.progress("preparing", f"left out: {refused}")
             yield from run.references()
             yield from run.trials()
             run.refuse_if_nothing_is_feasible()
@@ -100,8 +102,8 @@ class _Run:
 
     # -- stages --------------------------------------------------------------------------------------------------
 
-    def prepare(self) -> None:
-        """Learn the model's anatomy, check that the study is the same, take out what cannot run here."""
+    def prepare(self) -> list[str]:
+        """Learn the model's anatomy, check that the study is the same, take out what cannot run here; tell what."""
         found = self._call("prepare", {})
         self.anatomy = Anatomy.from_json(found["anatomy"])
         self.store.check_fingerprint(
@@ -131,6 +133,7 @@ class _Run:
             "holes": {name: hole.extremes() for name, hole in self.space.holes().items()},
             "refused": refused,
         }
+        return [f"{reason} ({len(holes)} knobs)" for reason, holes in refused.items()]
 
     def references(self) -> Iterator[Progress]:
         """Measure plain use, the best runtime of the same weights, and the controls."""
@@ -148,11 +151,9 @@ class _Run:
                     candidates.append(self._evaluate(Request(effect=effect, reference=plain.key)))
             best = min(candidates, key=lambda found: found.ratio.mean if found.ratio else 1.0)
             references["baseline"] = replace(best, loss=None, ratio=None).to_json()
+            if best is not plain:  # state plain use against the baseline, like everything else: the same pairs
+                references["plain"] = replace(plain, loss=_negated(best.loss), ratio=_inverted(best.ratio)).to_json()
             self.store.put("references", references)
-            if best is not plain:  # state plain use against the baseline, like everything else
-                again = self._evaluate(Request(effect=plain.effect, reference=best.key))
-                references["plain"] = again.to_json()
-                self.store.put("references", references)
         self.baseline = Evaluation.from_json(references["baseline"])
         if self.store.get("facts") is None:
             plain_ratio = Evaluation.from_json(references["plain"]).ratio
@@ -413,6 +414,14 @@ class _Run:
             energy_j=bill["energy_j"],
             **found,
         )
+
+
+def _negated(loss: Interval | None) -> Interval | None:
+    return None if loss is None else Interval(mean=-loss.mean, low=-loss.high, high=-loss.low)
+
+
+def _inverted(ratio: Interval | None) -> Interval | None:
+    return None if ratio is None else Interval(mean=1 / ratio.mean, low=1 / ratio.high, high=1 / ratio.low)
 
 
 def _finalists(front: Front, count: int) -> list[Point]:

@@ -212,7 +212,8 @@ class SearchSpace:
                     if not isinstance(value, Hole):
                         raise RefusedError(f"{name} = {option!r} cannot be done here: {reason}.")
                     bad.setdefault(name, set()).add(option)
-                    where = reasons.setdefault(reason.partition(": ")[2] or reason, [])
+                    # the reason ends in what holds for every layer; the layers stand in the names
+                    where = reasons.setdefault(f"{field} {option!r}: {reason.rpartition(': ')[2]}", [])
                     where += [name] if name not in where else []
         sections = {}
         for section, rules in self.sections.items():

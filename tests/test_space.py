@@ -388,7 +388,7 @@ def test_refused_options_are_taken_out_and_told() -> None:
     left, reasons = found.restrict(no_bf16)
     assert {hole.options for hole in left.holes().values()} == {("none", "w8a8")}
     assert all(hole.ordered for hole in left.holes().values())
-    assert reasons == {"this processor has no bfloat16": list(found.holes())}
+    assert reasons == {"scheme 'bf16': this processor has no bfloat16": list(found.holes())}
     assert left.restrict(no_bf16) == (left, {})
 
 

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 import autogreen
-
 from autogreen.bundle import golden as goldens
 from autogreen.bundle.card import card
 from autogreen.bundle.manifest import (

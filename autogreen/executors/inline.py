@@ -9,6 +9,8 @@ from autogreen.executors.worker import translated
 
 
 class Inline:
+    """One job at a time, run when its result is asked for."""
+
     slots = 1
 
     def __init__(self, setup: Setup) -> None:

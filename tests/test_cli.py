@@ -1,0 +1,125 @@
+"""The command line as a user meets it: a sweep in a folder of his own, the likeliest mistakes, exit codes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TASK = Path(__file__).parent / "toys.py"
+EXPERIMENT = """
+task: {"toys:Corners": {width: 8}}
+workload: {kind: offline, batch: 64}
+space:
+  pruning: [{each: "*", ratio: {choice: [0.0, 0.5]}, round_to: 4}]
+  distillation: {epochs: 1, alpha: {choice: [0.0, 0.5]}}
+  runtime: {engine: eager}
+constraints: {max_loss: 0.9}
+protocol: {warmup_s: 0.0, window_s: 0.02, min_windows: 2, max_windows: 2, foreign_limit: 99.0}
+budget: {trials: 2}
+device: cpu
+finalists: 1
+"""
+
+
+def run(folder, *arguments, code=0):
+    found = subprocess.run(
+        [sys.executable, "-m", "autogreen.cli", *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONWARNINGS": "ignore"},
+    )
+    assert found.returncode == code, found.stdout + found.stderr
+    assert "Traceback" not in found.stderr
+    return found.stdout if code == 0 else found.stderr
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a task of the user's own and one finished sweep."""
+    folder = tmp_path_factory.mktemp("place")
+    (folder / "toys.py").write_text(TASK.read_text())
+    (folder / "corners.yaml").write_text(EXPERIMENT)
+    told = run(folder, "sweep", "corners.yaml")
+    assert "done: 2/2 trials" in told and "Next: autogreen export corners" in told and "estimated" in told
+    return folder
+
+
+def test_front_as_json_page_and_table(place):
+    told = json.loads(run(place, "front", "corners", "--json"))
+    assert set(told) >= {"study", "task", "workload", "hardware", "unit", "baseline", "plain", "front", "search"}
+    assert told["baseline"]["energy_per_item_j"]["tier"] == "estimated" and told["search"]["trials"] == 2
+    run(place, "front", "corners", "--html", "front.html")
+    assert "<html" in (place / "front.html").read_text()[:500].lower()
+    assert "baseline" in run(place, "front", "corners")
+
+
+def test_export_verify_and_a_flipped_byte(place):
+    run(place, "export", "corners", "--pick", "cheapest", "--to", "bundle")
+    assert "every hash" in run(place, "verify", "bundle")
+    weights = place / "bundle" / "weights.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    assert "weights.safetensors" in run(place, "verify", "bundle", code=1)
+    assert "not empty" in run(place, "export", "corners", "--to", "bundle", code=1)
+
+
+def test_the_mirror_was_written(place):
+    assert (place / "runs" / "mlflow.db").exists()
+
+
+def test_measure_one_policy(place):
+    (place / "half.yaml").write_text('pruning: [{target: "0", ratio: 0.5, round_to: 4}]\nruntime: {engine: eager}\n')
+    assert "−50 % channels" in run(place, "measure", "corners.yaml", "--policy", "half.yaml")
+
+
+def test_doctor_and_list(place):
+    found = json.loads(run(place, "doctor", "--json", "--device", "cpu"))
+    assert {meter["name"] for meter in found["meters"]} >= {"nvml", "estimate"}
+    assert all(meter["reason"] and meter["advice"] for meter in found["meters"])
+    told = run(place, "list")
+    assert "digits" in told and "inductor" in told and "estimate" in told
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["sweep", "cornres.yaml"], "does not exist. Did you mean 'corners.yaml'"),
+        (["sweep", "."], "is a folder"),
+        (["sweep", "corners.yaml", "--set", "budgett.trials=3"], "unknown key 'budgett'. Did you mean 'budget'"),
+        (["sweep", "corners.yaml", "--set", "budget.trials=three"], "budget.trials"),
+        (["sweep", "corners.yaml", "--set", "task=digit"], "unknown task 'digit'. Did you mean 'digits'"),
+        (["sweep", "corners.yaml", "--set", "space.pruning=[{target: x, ratio: 1.5}]"], "ratio must be in [0, 1)"),
+        (["sweep", "corners.yaml", "--set", "device=cuda:0"], "device 'cuda:0' is not here"),
+        (["front", "cornrs"], "There are: corners"),
+        (["export", "corners", "--to", "x", "--pick", "best"], "best"),
+        (["verify", "nowhere"], "nowhere"),
+        (["list", "task"], "Did you mean 'tasks'"),
+        (["measure", "corners.yaml", "--policy", "corners.yaml"], "unknown key"),
+    ],
+)
+def test_mistakes_get_one_clear_line(place, arguments, told):
+    message = run(place, *arguments, code=1)
+    assert told in message and message.startswith("error: ") and len(message.strip().splitlines()) <= 2
+
+
+def test_debug_shows_the_traceback(place):
+    found = subprocess.run(
+        [sys.executable, "-m", "autogreen.cli", "--debug", "front", "cornrs"], cwd=place, capture_output=True, text=True
+    )
+    assert found.returncode != 0 and "Traceback" in found.stderr
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="root may write anywhere")
+def test_no_write_permission(place, tmp_path):
+    tmp_path.chmod(0o500)
+    assert "cannot be written" in run(place, "sweep", "corners.yaml", "--runs", str(tmp_path / "runs"), code=1)
+
+
+def test_a_folder_that_cannot_be_made(place):
+    (place / "file").write_text("")
+    assert "cannot be written" in run(place, "sweep", "corners.yaml", "--runs", "file/runs", code=1)
