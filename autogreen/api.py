@@ -49,7 +49,7 @@ def search(
     Raises:
         AutogreenError: says what, why and the next step.
     """
-    from autogreen.search import search as run
+    from autogreen.sweep import sweep as run
     from autogreen.tasks.given import Given
 
     task = Given(

@@ -71,8 +71,8 @@ def sweep(
     from autogreen import experiment as experiments
     from autogreen.front import Front
     from autogreen.plan import plan
-    from autogreen.search import search
     from autogreen.store import Store
+    from autogreen.sweep import sweep as run
 
     overrides = [*(set_ or ())]
     overrides += [f"budget.trials={trials}"] if trials is not None else []
@@ -85,7 +85,7 @@ def sweep(
     folder = runs / loaded.name
     if fresh:
         Store.discard(folder)
-    _follow(search(loaded, folder, cache), loaded.budget.trials)
+    _follow(run(loaded, folder, cache), loaded.budget.trials)
     front = Front.of(Store.open(folder).results())
     _show(front)
     _mirror(front, folder, loaded.tracking)
@@ -151,16 +151,16 @@ def measure(
 
     from autogreen import experiment as experiments
     from autogreen.front import Front
-    from autogreen.search import search
     from autogreen.space import SearchSpace
     from autogreen.store import Store
+    from autogreen.sweep import sweep as run
 
     loaded = experiments.load(experiment)
     space = SearchSpace.load(policy)
     space.policy()  # one policy, not a space
     name = f"{loaded.name}-{policy.stem}"
     one = replace(loaded, name=name, space=space, finalists=1)
-    _follow(search(one, runs / name, runs / ".cache"), 1)
+    _follow(run(one, runs / name, runs / ".cache"), 1)
     _show(Front.of(Store.open(runs / name).results()))
 
 

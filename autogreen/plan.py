@@ -7,15 +7,15 @@ from typing import Any
 
 from autogreen.errors import StudyError
 from autogreen.experiment import Experiment
-from autogreen.search import search
 from autogreen.store import Store
+from autogreen.sweep import sweep
 
 
 def plan(experiment: Experiment, folder: Path, cache: Path) -> dict[str, Any]:
     """What a sweep would do: holes, refusals and their reasons, and time, joules and disk from one real trial."""
     shutil.rmtree(folder, ignore_errors=True)
     one = replace(experiment, budget=replace(experiment.budget, trials=1), finalists=0)
-    steps = list(search(one, folder, cache))
+    steps = list(sweep(one, folder, cache))
     store = Store.open(folder)
     results = store.results()
     spent = [trial.evaluation for trial in results.trials if trial.evaluation is not None]

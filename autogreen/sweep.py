@@ -56,7 +56,7 @@ class Progress:
     energy_j: float = 0.0
 
 
-def search(experiment: Experiment, folder: Path, cache: Path) -> Iterator[Progress]:
+def sweep(experiment: Experiment, folder: Path, cache: Path) -> Iterator[Progress]:
     """Run or continue the experiment in `folder`; yield where it stands after every step.
 
     Closing the iterator (Ctrl-C does) stops all work and hands unfinished trials back.
@@ -195,13 +195,11 @@ class _Run:
 
     def finalists(self) -> Iterator[Progress]:
         """Measure front members afresh, longer, beside the reference, and judge them once on the test split."""
-        front = Front.of(self.store.results())
         published = self.store.get("published", {})
         protocol = self.experiment.protocol
         longer = replace(protocol, max_windows=2 * protocol.max_windows, target_relative=protocol.target_relative / 2)
-        chosen = [point.evaluation for point in _finalists(front, self.experiment.finalists)]
-        for evaluation in (*chosen, *self.store.results().controls.values()):
-            if evaluation.key in published or evaluation.status != "measured":
+        for evaluation in self._chosen():
+            if evaluation.key in published:
                 continue
             yield self.progress("finalists", f"measuring {evaluation.effect.id} again, on the test split")
             arguments = {"key": evaluation.key, "recipe": evaluation.recipe, "reference": self.baseline.key}
@@ -211,6 +209,19 @@ class _Run:
             except EvaluationError as error:
                 yield self.progress("finalists", f"{evaluation.effect.id} was not measured again: {error}")
         yield self.progress("done")
+
+    def _chosen(self) -> list[Evaluation]:
+        """Finalists and controls. Chosen once for so many trials: what is measured afresh moves the front, and would
+        otherwise move the choice with every run."""
+        results = self.store.results()
+        chosen = self.store.get("finalists", {})
+        if chosen.get("trials") != len(results.trials):
+            keys = [point.evaluation.key for point in _finalists(Front.of(results), self.experiment.finalists)]
+            chosen = {"trials": len(results.trials), "keys": keys}
+            self.store.put("finalists", chosen)
+        found = [trial.evaluation for trial in results.measured if trial.evaluation is not None]
+        controls = [control for control in results.controls.values() if control.status == "measured"]
+        return [*(evaluation for evaluation in found if evaluation.key in chosen["keys"]), *controls]
 
     def refuse_if_nothing_is_feasible(self) -> None:
         """Raise, naming what to loosen, when there is no front."""
