@@ -72,7 +72,8 @@ class Local:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                env={**ENVIRONMENT, **os.environ},
+                # a user's own modules are found there as they are here
+                env={**ENVIRONMENT, **os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
             )
         theirs.close()
         self._connection = Connection(ours.detach())
