@@ -96,7 +96,7 @@ def test_doctor_and_list(place):
         (["sweep", "corners.yaml", "--set", "space.pruning=[{target: x, ratio: 1.5}]"], "ratio must be in [0, 1)"),
         (["sweep", "corners.yaml", "--set", "device=cuda:0"], "device 'cuda:0' is not here"),
         (["front", "cornrs"], "There are: corners"),
-        (["export", "corners", "--to", "x", "--pick", "best"], "best"),
+        (["export", "corners", "--to", "x", "--pick", "bset"], "bset"),
         (["verify", "nowhere"], "nowhere"),
         (["list", "task"], "Did you mean 'tasks'"),
         (["measure", "corners.yaml", "--policy", "corners.yaml"], "unknown key"),
