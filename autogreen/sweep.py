@@ -213,11 +213,11 @@ class _Run:
     def _chosen(self) -> list[Evaluation]:
         """Finalists and controls. Chosen once for so many trials: what is measured afresh moves the front, and would
         otherwise move the choice with every run."""
-        results = self.store.results()
+        results, wanted = self.store.results(), self.experiment.finalists
         chosen = self.store.get("finalists", {})
-        if chosen.get("trials") != len(results.trials):
-            keys = [point.evaluation.key for point in _finalists(Front.of(results), self.experiment.finalists)]
-            chosen = {"trials": len(results.trials), "keys": keys}
+        if (chosen.get("trials"), chosen.get("wanted")) != (len(results.trials), wanted):
+            keys = [point.evaluation.key for point in _finalists(Front.of(results), wanted)]
+            chosen = {"trials": len(results.trials), "wanted": wanted, "keys": keys}
             self.store.put("finalists", chosen)
         found = [trial.evaluation for trial in results.measured if trial.evaluation is not None]
         controls = [control for control in results.controls.values() if control.status == "measured"]
