@@ -29,6 +29,12 @@ def runtimes(space: SearchSpace, anatomy: Anatomy) -> Iterator[Effect]:
                 yield untouched(space, anatomy, engine, threads, batch)
 
 
+def runtime_of(effect: Effect) -> str:
+    """Engine, threads and batch in words."""
+    parts = effect.parts
+    return ", ".join(f"{key} {value}" for key, value in {**parts["runtime"], **parts.get("parallelism", {})}.items())
+
+
 def controls_of(
     space: SearchSpace, anatomy: Anatomy, baseline: Evaluation, device: str
 ) -> Iterator[tuple[str, Request]]:

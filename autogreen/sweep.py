@@ -22,7 +22,7 @@ from optuna.trial import TrialState
 
 from autogreen import hardware
 from autogreen.anatomy import Anatomy
-from autogreen.controls import controls_of, runtimes, untouched
+from autogreen.controls import controls_of, runtime_of, runtimes, untouched
 from autogreen.errors import EvaluationError, RefusedError, StudyError
 from autogreen.evaluate import Setup
 from autogreen.evaluation import Evaluation, Request
@@ -147,7 +147,7 @@ class _Run:
             candidates = [plain]
             for effect in runtimes(self.space, self.anatomy):
                 if effect.id != plain.effect.id:
-                    yield self.progress("references", f"best runtime: {_runtime(effect)}")
+                    yield self.progress("references", f"best runtime: {runtime_of(effect)}")
                     candidates.append(self._evaluate(Request(effect=effect, reference=plain.key)))
             best = min(candidates, key=lambda found: found.ratio.mean if found.ratio else 1.0)
             references["baseline"] = replace(best, loss=None, ratio=None).to_json()
@@ -441,11 +441,6 @@ def _finalists(front: Front, count: int) -> list[Point]:
     room = max(0, count - len(front.steps))
     spread = others if len(others) <= room else [others[i * len(others) // room] for i in range(room)]
     return [*front.steps[:count], *spread]
-
-
-def _runtime(effect: Effect) -> str:
-    parts = effect.parts
-    return ", ".join(f"{key} {value}" for key, value in {**parts["runtime"], **parts.get("parallelism", {})}.items())
 
 
 def _digest(data: Any) -> str:

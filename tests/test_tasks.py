@@ -115,7 +115,7 @@ def test_every_canvas_shows_its_digit() -> None:
 def test_digits_are_those_of_their_seed() -> None:
     one, same, other = (digest(Digits(seed=seed).batches("train")[0]) for seed in (0, 0, 1))
     assert one == same != other
-    assert {len(labels) for _, labels in Digits().batches("train")} == {128}
+    assert {len(labels) for _, labels in Digits().batches("train")} == {64}
 
 
 def test_digits_are_trained_once(tmp_path: Path) -> None:

@@ -71,6 +71,8 @@ def load(folder: Path, device: str) -> nn.Module:
     """
     if not (folder / FILE).is_file():
         raise BundleError(f"{folder / FILE} is missing.")
+    import torchao.quantization.pt2e.quantize_pt2e  # noqa: F401 - registers the operators that int8 programs call
+
     refuse_code(folder / FILE)
     program = torch.export.load(folder / FILE)
     module: nn.Module = program.module()
