@@ -252,3 +252,21 @@ def test_threads_are_set_before_loading(tmp_path: Path, monkeypatch: pytest.Monk
     Program(tmp_path, recipe)
     Program(tmp_path, replace(recipe, threads=1))
     assert seen == [2, 1]
+
+
+def test_a_fresh_process_knows_the_operators_of_int8_programs() -> None:
+    code = """
+from pathlib import Path
+import torch
+from autogreen.engines import exported
+from autogreen.errors import BundleError
+try:
+    exported.load(Path("nowhere"), "cpu")
+except BundleError:
+    print(torch.ops.quantized_decomposed.quantize_per_tensor)
+"""
+    import subprocess
+    import sys
+
+    told = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False)
+    assert "quantize_per_tensor" in told.stdout, told.stderr
