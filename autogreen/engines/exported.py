@@ -69,10 +69,10 @@ def load(folder: Path, device: str) -> nn.Module:
     Raises:
         BundleError: the archive is missing or damaged, or would run code when loaded.
     """
-    if not (folder / FILE).is_file():
-        raise BundleError(f"{folder / FILE} is missing.")
     import torchao.quantization.pt2e.quantize_pt2e  # noqa: F401 - registers the operators that int8 programs call
 
+    if not (folder / FILE).is_file():
+        raise BundleError(f"{folder / FILE} is missing.")
     refuse_code(folder / FILE)
     program = torch.export.load(folder / FILE)
     module: nn.Module = program.module()
