@@ -1,9 +1,9 @@
 """In a worker: effect -> model -> artifact -> scores, kernels, joules.
 
-    start model -> prune -> distil -> [gate] -> quantize -> save -> load -> kernels -> scores -> [gate] -> measure
-                                                            '--- from here on only the artifact is used ---'
+    start model -> prune -> distil -> quantize -> save -> load -> kernels -> scores -> [gate] -> measure
+                                                   '--- from here on only the artifact is used ---'
 
-The gates stop what is hopeless before it costs a compilation, and again before it costs a measurement.
+The gate stops what is hopeless before joules are spent on measuring it.
 """
 
 import copy
@@ -13,7 +13,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from autogreen.evaluation import Evaluation, Published, Request
 from autogreen.measure import lease, measure, measure_beside
 from autogreen.measurement import Measurement, Protocol
 from autogreen.meters import Meter, choose
-from autogreen.tasks import Inputs, Scores, Split, Task, cut, on_device, plain, rows, to_device
+from autogreen.tasks import Inputs, Scores, Split, Task, cut, plain, rows, to_device
 from autogreen.tasks.trees import pack
 from autogreen.techniques import TECHNIQUES, Context
 from autogreen.techniques.quantization import check_kernels
@@ -96,37 +96,9 @@ class Evaluator:
         recipe = self._recipe(parts)
         example = self._example(recipe.batch)
         reference = None if request.reference is None else self._scores(request.reference, "validation")
-        done: dict[str, Any] = {}
-
-        def evaluation(status: Any, scores: Scores) -> Evaluation:
-            loss = None if reference is None else quality.loss(reference, scores)
-            return Evaluation(
-                key=request.key,
-                effect=request.effect,
-                start=request.start,
-                seed=request.seed,
-                status=status,
-                quality=quality.mean(scores),
-                loss=loss,
-                **done,
-                seconds=watch.seconds,
-                spent_j=watch.spent_j(),
-            )
-
-        def hopeless(scores: Scores) -> bool:
-            quality.mean(scores)  # refuses what is not finite
-            if reference is None or request.max_loss is None:
-                return False
-            return quality.loss(reference, scores).low > request.max_loss
-
         with watch.phase("training"):
             self._all_cores()
             trained = self._train(parts, request, example, watch.check)
-        if request.max_loss is not None:
-            with watch.phase("scoring"):
-                scores = self._score(on_device(trained, self.setup.device), "validation")
-            if hopeless(scores):
-                return evaluation("gated", scores)
 
         folder = self.setup.folder / "artifacts" / request.key
         partial = folder.with_name(f".{folder.name}.{os.getpid()}")
@@ -138,19 +110,31 @@ class Evaluator:
                 kernels, memory = profile.trace(program, example)
                 check_kernels(parts.get("quantization", {}), self._units("quantization"), kernels)
                 scores = self._score(program, "validation")
-            size = sum(path.stat().st_size for path in partial.glob("model.*"))
-            done |= {"size_bytes": size, "memory_bytes": size + memory, "recipe": recipe, "kernels": kernels}
-            if hopeless(scores):
-                return evaluation("gated", scores)
-            with watch.measuring():
-                done |= self._measure(program, example, request.reference, self.setup.protocol)
-                watch.power_w = _power_w(done["measurement"])
-            self._keep_scores(request.key, "validation", scores)
-            shutil.rmtree(folder, ignore_errors=True)
-            partial.rename(folder)
+                size = sum(path.stat().st_size for path in partial.glob("model.*"))
+                found = Evaluation(
+                    key=request.key,
+                    effect=request.effect,
+                    start=request.start,
+                    seed=request.seed,
+                    status="gated",
+                    quality=quality.mean(scores),
+                    loss=None if reference is None else quality.loss(reference, scores),
+                    size_bytes=size,
+                    memory_bytes=size + memory,
+                    recipe=recipe,
+                    kernels=kernels,
+                )
+            if found.loss is None or request.max_loss is None or found.loss.low <= request.max_loss:
+                with watch.measuring():
+                    measured = self._measure(program, example, request.reference, self.setup.protocol)
+                    watch.power_w = _power_w(measured["measurement"])
+                found = replace(found, status="measured", **measured)
+                self._keep_scores(request.key, "validation", scores)
+                shutil.rmtree(folder, ignore_errors=True)
+                partial.rename(folder)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
-        return evaluation("measured", scores)
+        return replace(found, seconds=watch.seconds, spent_j=watch.spent_j())
 
     def publish(self, key: str, recipe: Recipe, reference: str, protocol: Protocol) -> Published:
         """Judge an artifact on the test split and measure it afresh beside the reference."""

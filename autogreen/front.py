@@ -13,8 +13,9 @@ policies that cannot be told apart both stay, and say so (`ties`); what is *prov
 chain in which each policy costs more and loses less than the one before it, with both intervals disjoint. The relation
 is transitive, so any two steps are beyond each other's intervals.
 
-A trial's energy is that of its publication where there is one: measured afresh, after it was chosen, it is free of the
-luck that got it chosen. Joules per item are ratio × the baseline's, so that drift between windows cancels.
+Two rounds. The search's own measurements decide who stands; what is beaten there never returns, so its artifact can be
+deleted. Then, among those, a published trial counts with its fresh energy: measured after it was chosen, it is free of
+the luck that got it chosen. Joules per item are ratio × the baseline's, so that drift between windows cancels.
 """
 
 import math
@@ -57,6 +58,19 @@ def progress(results: Results) -> list[tuple[int, float]]:
     return found
 
 
+def standing(results: Results) -> dict[str, Point]:
+    """By id: what is feasible and, as the search measured it, not dominated by anything; cheapest first.
+
+    More trials only ever take away from what stands among the trials so far.
+    """
+    found: dict[str, Point] = {}
+    for trial in sorted(results.measured, key=lambda trial: trial.number):
+        if trial.feasible and (point := place_trial(results, trial, fresh=False)) is not None:
+            found.setdefault(point.id, point)
+    candidates = sorted(found.values(), key=_cheapest_first)
+    return {point.id: point for point in candidates if not any(dominates(other, point) for other in candidates)}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Front:
     """members: cheapest first. others: measured, but dominated or infeasible. steps: members proven distinct.
@@ -84,12 +98,11 @@ class Front:
         if baseline is None:
             raise StudyError("the baseline is not measured yet, so there is no front. Let the sweep run on.")
         points: dict[str, Point] = {}
-        infeasible: dict[str, Point] = {}
-        for trial in sorted(results.measured, key=lambda trial: trial.number):
+        for trial in sorted(results.measured, key=lambda trial: (not trial.feasible, trial.number)):
             if (point := place_trial(results, trial)) is not None:
-                (points if trial.feasible else infeasible).setdefault(point.id, point)
-        candidates = sorted(points.values(), key=lambda point: (point.ratio.mean, point.loss.mean, point.id))
-        chosen = [point for point in candidates if not any(dominates(other, point) for other in candidates)]
+                points.setdefault(point.id, point)
+        stand = sorted((points[name] for name in standing(results) if name in points), key=_cheapest_first)
+        chosen = [point for point in stand if not any(dominates(other, point) for other in stand)]
         members = tuple(replace(point, ties=_ties(point, chosen)) for point in chosen)
         held = {point.id for point in members}
         controls = [place(results, found, name) for name, found in results.controls.items()]
@@ -99,7 +112,7 @@ class Front:
             plain=place(results, results.plain, "plain use"),
             controls=tuple(point for point in controls if point is not None),
             members=members,
-            others=tuple(p for p in (*candidates, *infeasible.values()) if p.id not in held),
+            others=tuple(point for name, point in points.items() if name not in held),
             steps=_steps(members),
             hypervolume=hypervolume(
                 (logarithmic((point.loss.mean, point.ratio.mean)) for point in members),
@@ -218,7 +231,7 @@ class Front:
                 "trials": len(results.trials),
                 "measured": len(results.measured),
                 "energy_j": results.bill.energy_j,
-                "seconds": results.bill.seconds.get("total", math.fsum(results.bill.seconds.values())),
+                "seconds": results.bill.total_s,
                 "break_even_items": self.break_even_items,
             },
         }
@@ -243,6 +256,10 @@ class Front:
         from autogreen.table import front_table
 
         return front_table(self)
+
+
+def _cheapest_first(point: Point) -> tuple[float, float, str]:
+    return point.ratio.mean, point.loss.mean, point.id
 
 
 def _overlap(a: Interval, b: Interval) -> bool:

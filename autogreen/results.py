@@ -32,6 +32,10 @@ class Bill:
     energy_j: float
     seconds: Mapping[str, float]
 
+    @property
+    def total_s(self) -> float:
+        return self.seconds.get("total", 0.0)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Results:

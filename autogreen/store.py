@@ -126,13 +126,16 @@ class Store:
                 "experiment another name (copy the YAML file), or begin anew with --fresh."
             )
 
+    @property
+    def bill(self) -> Bill:
+        """What the search has cost so far."""
+        return Bill(**self.get("bill", {"energy_j": 0.0, "seconds": {}}))
+
     def pay(self, energy_j: float, seconds: Mapping[str, float]) -> None:
         """Add to the search's own bill."""
-        bill = self.get("bill", {"energy_j": 0.0, "seconds": {}})
-        bill["energy_j"] += energy_j
-        for phase, spent in seconds.items():
-            bill["seconds"][phase] = bill["seconds"].get(phase, 0.0) + spent
-        self.put("bill", bill)
+        bill = self.bill
+        phases = {phase: bill.seconds.get(phase, 0.0) + seconds.get(phase, 0.0) for phase in {*bill.seconds, *seconds}}
+        self.put("bill", {"energy_j": bill.energy_j + energy_j, "seconds": phases})
 
     # -- trials --------------------------------------------------------------------------------------------------
 
@@ -188,7 +191,6 @@ class Store:
         if not {"baseline", "plain"} <= set(references):
             raise StudyError(f"study {self.folder.name!r} has not measured its references yet; run the sweep again.")
         facts = self.get("facts")
-        bill = self.get("bill", {"energy_j": 0.0, "seconds": {}})
         return Results(
             study=self.folder.name,
             experiment=facts["experiment"],
@@ -205,7 +207,7 @@ class Store:
             published={key: Published.from_json(data) for key, data in self.get("published", {}).items()},
             reference_point=tuple(facts["reference_point"]),
             max_loss=facts["max_loss"],
-            bill=Bill(energy_j=bill["energy_j"], seconds=bill["seconds"]),
+            bill=self.bill,
         )
 
 

@@ -28,11 +28,11 @@ from autogreen.evaluate import Setup
 from autogreen.evaluation import Evaluation, Request
 from autogreen.executors import EXECUTORS, Done, Executor, Job
 from autogreen.experiment import Experiment, pick_device
-from autogreen.front import Front
+from autogreen.front import Front, standing
 from autogreen.measurement import Interval
 from autogreen.point import Point
 from autogreen.policy import Effect, Policy
-from autogreen.samplers import make_sampler
+from autogreen.samplers import FIRST, make_sampler
 from autogreen.space import SearchSpace
 from autogreen.store import Store, writing
 
@@ -165,7 +165,7 @@ class _Run:
     def trials(self) -> Iterator[Progress]:
         """Ask, evaluate, tell, until the budget is spent."""
         if self.space.holes() and not self.store.study.get_trials(deepcopy=False):
-            for levels in ({"pruning": p, "quantization": q} for q in (1.0, 0.5, 0.0) for p in (0.0, 0.33, 0.67)):
+            for levels in FIRST:
                 self.store.study.enqueue_trial(self.space.uniform(levels), skip_if_exists=True)
         pending: dict[str, optuna.Trial] = {}
         failures = 0
@@ -295,9 +295,8 @@ class _Run:
                 "feasible", evaluation.status == "measured" and max(violations.values(), default=0) <= 0
             )
             self._tell_values(trial, evaluation, violations)
-        front = Front.of(self.store.results())
-        held = {member.evaluation.key for member in front.members} | self._reference_keys()
-        self.store.keep_only(held, KEEP_BYTES)
+        held = {point.evaluation.key for point in standing(self.store.results()).values()}
+        self.store.keep_only(held | self._reference_keys(), KEEP_BYTES)
 
     def _tell_again(self, trial: optuna.Trial, twin: optuna.trial.FrozenTrial) -> None:
         """One effect is evaluated once; proposed again, it teaches the sampler what is known."""
@@ -373,27 +372,27 @@ class _Run:
         now = time.monotonic()
         seconds["total"], self._clock = now - self._clock, now
         if spent_j is None:
-            bill = self.store.get("bill", {"energy_j": 0.0, "seconds": {}})
-            spent_j = done.duration_s * bill["energy_j"] / max(bill["seconds"].get("total", 0.0), 1.0)
+            bill = self.store.bill
+            spent_j = done.duration_s * bill.energy_j / max(bill.total_s, 1.0)
         self.store.pay(spent_j, seconds)
 
     def _budget_left(self, running: int) -> bool:
-        budget, bill = self.experiment.budget, self.store.get("bill", {"energy_j": 0.0, "seconds": {}})
+        budget, bill = self.experiment.budget, self.store.bill
         finished = sum(trial.state.is_finished() for trial in self.store.trials())
         if budget.trials is not None and finished + running >= budget.trials:
             return False
-        if budget.seconds is not None and bill["seconds"].get("total", 0.0) >= budget.seconds:
+        if budget.seconds is not None and bill.total_s >= budget.seconds:
             return False
-        return budget.energy_j is None or bill["energy_j"] < budget.energy_j
+        return budget.energy_j is None or bill.energy_j < budget.energy_j
 
     def _limit_s(self) -> float:
-        budget, bill = self.experiment.budget, self.store.get("bill", {"seconds": {}})
-        left = float("inf") if budget.seconds is None else budget.seconds - bill["seconds"].get("total", 0.0)
+        budget = self.experiment.budget
+        left = float("inf") if budget.seconds is None else budget.seconds - self.store.bill.total_s
         return min(budget.trial_seconds, left)
 
     def _joules_left(self) -> float | None:
         limit = self.experiment.budget.energy_j
-        return None if limit is None else limit - self.store.get("bill", {"energy_j": 0.0})["energy_j"]
+        return None if limit is None else limit - self.store.bill.energy_j
 
     def _reference_keys(self) -> set[str]:
         kept = (*self.store.get("references", {}).values(), *self.store.get("controls", {}).values())
@@ -408,7 +407,7 @@ class _Run:
         }
 
     def progress(self, stage: str, note: str = "") -> Progress:
-        bill = self.store.get("bill", {"energy_j": 0.0, "seconds": {}})
+        bill = self.store.bill
         trials = self.store.trials()
         found: dict[str, Any] = {}
         if self.store.get("facts") is not None and any(trial.user_attrs.get("feasible") for trial in trials):
@@ -421,8 +420,8 @@ class _Run:
             measured=sum(
                 "evaluation" in t.user_attrs and t.user_attrs["evaluation"]["status"] == "measured" for t in trials
             ),
-            seconds=bill["seconds"].get("total", 0.0),
-            energy_j=bill["energy_j"],
+            seconds=bill.total_s,
+            energy_j=bill.energy_j,
             **found,
         )
 

@@ -6,14 +6,14 @@ import math
 import random
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
 
 from autogreen.errors import ConfigError, StudyError
 from autogreen.evaluation import Evaluation, Published
-from autogreen.front import Front, dominates, hypervolume, progress
+from autogreen.front import Front, dominates, hypervolume, progress, standing
 from autogreen.measurement import Interval
 from autogreen.results import Results, TrialResult
 from autogreen.testing import scripted_evaluation, scripted_results
@@ -114,9 +114,26 @@ def test_a_published_member_counts_with_its_fresh_energy() -> None:
     )
     assert numbers(Front.of(results)) == [1, 0]
     found = Front.of(replace(results, published=fresh))
-    assert numbers(found) == [2, 1, 0]  # 1 was lucky: 2 is no longer beaten
-    assert found.members[1].energy_per_item_j.mean == pytest.approx(0.3e-3)
-    assert found.members[1].proven_loss == 0.03
+    assert numbers(found) == [1, 0]  # 1 was lucky, but 2, beaten in the search, has no artifact any more
+    assert found.members[0].energy_per_item_j.mean == pytest.approx(0.3e-3)
+    assert found.members[0].proven_loss == 0.03
+    assert [point.trial.number for point in found.others if point.trial] == [2]
+
+
+def test_what_is_published_can_beat_what_stands_but_bring_nothing_back() -> None:
+    chance = random.Random(2)
+    results = scripted_results([(chance.uniform(0, 0.05), chance.uniform(0.1, 1.0)) for _ in range(30)])
+    stood: set[str] | None = None
+    for end in range(len(results.trials), 3, -3):  # fewer trials: whatever stands among more stood among them too
+        now = set(standing(replace(results, trials=results.trials[:end])))
+        assert stood is None or stood & {trial.evaluation.effect.id for trial in results.trials[:end]} <= now  # type: ignore[union-attr]
+        stood = now
+    for trial in results.measured:
+        assert trial.evaluation is not None and trial.evaluation.ratio is not None
+        worse = Interval(**{end: 1.2 * value for end, value in asdict(trial.evaluation.ratio).items()})
+        fresh = published(trial.evaluation, loss=Interval(mean=0.02, low=0.01, high=0.03), ratio=worse)
+        members = {point.id for point in Front.of(replace(results, published=fresh)).members}
+        assert members <= set(standing(results))
 
 
 def test_references_without_a_pair_get_a_wide_interval_and_gated_controls_no_place() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from autogreen.errors import ConfigError, MeterError, UnknownNameError
-from autogreen.meters import METERS, TIERS, choose, diagnose, estimate, nvml_device
+from autogreen.meters import METERS, TIERS, choose, diagnose, estimate, nvml, nvml_device
 from autogreen.meters.estimate import EstimateMeter
 from autogreen.meters.nvml import NvmlMeter
 from autogreen.testing import ScriptedClock, ScriptedMeter, check_meter
@@ -237,20 +237,25 @@ def window(meter: NvmlMeter, seconds: float) -> Any:
     return meter.stop()
 
 
+def in_doubt(reading: Any) -> float:
+    """How far power may be off on a busy machine: the step at either end has a time that is known to 15 ms."""
+    return float(2 * nvml.LEAST_BLUR_S / reading.duration_s)
+
+
 def test_nvml_reads_between_steps(board: Board) -> None:
     board.step_s = 0.02
     meter = NvmlMeter(resolution_s=0.02)
-    reading = window(meter, 0.17)
+    reading = window(meter, 0.5)
     steps = reading.energy_j / (200 * board.step_s)
-    assert steps == pytest.approx(round(steps)) and 5 <= steps <= 8  # whole steps, those inside the window only
-    assert reading.energy_j / reading.duration_s == pytest.approx(200, rel=0.1)
+    assert steps == pytest.approx(round(steps)) and 5 <= steps <= 25  # whole steps, those inside the window only
+    assert reading.energy_j / reading.duration_s == pytest.approx(200, rel=in_doubt(reading))
     assert reading.low_j == reading.energy_j == reading.high_j
     assert meter.boundary == "GPU 0 (Scripted GPU, GPU-aaaa0000)"
 
 
 def test_nvml_with_a_step_shorter_than_stated_still_reads_true_power(board: Board) -> None:
-    reading = window(NvmlMeter(resolution_s=0.04), 0.2)  # rests over steps, whose time it then does not know
-    assert reading.energy_j / reading.duration_s == pytest.approx(200, rel=0.1)
+    reading = window(NvmlMeter(resolution_s=0.04), 0.5)  # rests over steps, whose time it then does not know
+    assert reading.energy_j / reading.duration_s == pytest.approx(200, rel=in_doubt(reading))
 
 
 def test_nvml_outlives_one_failing_read(board: Board) -> None:

@@ -1,5 +1,7 @@
 """Quantization: folding keeps the function, int8 is int8 (kernels, weights, file), and what is not real is refused."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -290,6 +292,26 @@ def test_the_compiled_program_computes_what_the_graph_says(mixed: Any) -> None:
     ours = program(inputs)
     assert float((ours - theirs).norm() / theirs.norm()) < 0.03  # an integer may fall the other way
     assert float((ours - float32).norm() / float32.norm()) < 0.1
+
+
+@needs_int8
+def test_a_fresh_process_runs_the_int8_artifact(mixed: Any, tmp_path: Path) -> None:
+    """As `verify` and a server do: nothing but the folder, and none of what built it has been imported."""
+    _, _, program, folder = mixed
+    inputs = images(BATCH, seed=9)
+    torch.save(inputs, tmp_path / "inputs.pt")
+    code = f"""
+import torch
+from pathlib import Path
+from autogreen.engines import Program, Recipe, profile
+program = Program(Path({str(folder)!r}), Recipe(engine="inductor", batch={BATCH}, threads=1, device="cpu"))
+inputs = torch.load({str(tmp_path / "inputs.pt")!r})
+print(sorted(kernel.precision for kernel in profile.trace(program, ((inputs,), {{}}))[0]))
+torch.save(program(inputs), {str(tmp_path / "outputs.pt")!r})
+"""
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "int8" in told
+    assert torch.equal(torch.load(tmp_path / "outputs.pt"), program(inputs))
 
 
 @needs_int8

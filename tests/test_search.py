@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import cloudpickle
@@ -198,6 +199,24 @@ def test_a_full_disk_stops_the_study_and_loses_nothing(tmp_path):
     assert not [t for t in Store.open(tmp_path / "toy").study.trials if t.state == TrialState.RUNNING]
     with pytest.raises(StudyError, match="task was"):
         run(tmp_path / "toy")  # a task without the fault is another task
+
+
+def test_a_disk_that_really_fills_up_and_is_cleared(tmp_path, tiny_disk):
+    """Filled under a running worker; once there is room the same command goes on, with nothing lost."""
+    disk = tiny_disk("4m")
+    steps = sweep(toys.experiment(executor="local"), disk / "toy", tmp_path / ".cache")
+    with pytest.raises(StudyError, match=r"disk is full|cannot be written.*full"):
+        for step in steps:
+            if step.stage == "searching" and step.trials == 2:
+                with suppress(OSError), (disk / "filler").open("wb", buffering=0) as filler:
+                    while filler.write(b"x" * 4096):
+                        pass
+    (disk / "filler").unlink()
+    before = [trial.evaluation for trial in Store.open(disk / "toy").results().trials if trial.evaluation]
+    assert len(before) >= 2
+    run(disk / "toy", executor="local")
+    after = [trial.evaluation for trial in Store.open(disk / "toy").results().trials]
+    assert len(after) == 4 and after[: len(before)] == before
 
 
 def test_a_space_whose_every_policy_is_refused(tmp_path):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from autogreen.errors import ConfigError, EvaluationError
-from autogreen.tasks import TASKS, Split, Task, cut, digest, on_device, plain, to_device
+from autogreen.tasks import TASKS, Split, Task, cut, digest, plain, to_device
 from autogreen.tasks import rows as count_rows
 from autogreen.tasks.digits import SPLITS, Digits
 from autogreen.tasks.given import Given
@@ -343,5 +343,3 @@ def test_moving_keeps_types() -> None:
     assert isinstance(moved, Record) and moved.label == 3
     assert to_device({"x": [torch.zeros(1), "text"]}, "cpu")["x"][1] == "text"
     assert plain(Output(logits=1, hidden=2)) == {"logits": 1, "hidden": 2}  # type: ignore[arg-type]
-    model = Mlp()
-    assert on_device(model, "cpu") is model

@@ -12,10 +12,12 @@ from torch import Tensor, nn
 
 from autogreen.tasks import Scores, Split, Task
 
+TRAINED: dict[str, int] = {}  # what this process trained last: the program that is scored does not tell its width
+
 
 @dataclass(frozen=True, kw_only=True)
 class Corners(Task):
-    """fault: what goes wrong in `score` of a pruned model; `limit`: a file that counts how often it may go wrong."""
+    """fault: what goes wrong in `score` of a pruned model."""
 
     item: str = field(default="image", init=False)
     outputs: Literal["logits", "values"] = field(default="logits", init=False)
@@ -24,6 +26,7 @@ class Corners(Task):
 
     def build(self, cache: Path) -> nn.Module:
         torch.manual_seed(0)
+        TRAINED.clear()
         model = nn.Sequential(
             nn.Conv2d(1, self.width, 3, padding=1),
             nn.BatchNorm2d(self.width),
@@ -53,11 +56,15 @@ class Corners(Task):
     def loss(self, outputs: Tensor, batch: Any) -> Tensor:
         return nn.functional.cross_entropy(outputs, batch[1])
 
+    def forward(self, model: Any, batch: Any) -> Any:
+        TRAINED["width"] = model[0].out_channels
+        return super().forward(model, batch)
+
     def score(self, model: Any, split: Split) -> Scores:
         batches = self.batches(split)
         named = torch.cat([model(images).argmax(1) for images, _ in batches])
         labels = torch.cat([labels for _, labels in batches])
-        if self.fault and isinstance(model, nn.Module) and model[0].out_channels < self.width:
+        if self.fault and split == "validation" and TRAINED.get("width", self.width) < self.width:
             self._break()
             if self.fault == "nan":
                 return Scores(values=np.full(len(labels), np.nan))

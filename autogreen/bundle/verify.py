@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from autogreen.bundle.read import read
-from autogreen.engines import ENVIRONMENT
+from autogreen.engines import environment
 from autogreen.errors import BundleError
 from autogreen.measurement import Interval, Protocol
 
@@ -91,19 +91,19 @@ def verify(
         BundleError: what does not hold, with the figures.
     """
     folder = Path(folder).absolute()
-    read(folder)
+    device = read(folder).recipe.device
     job = {
         "folder": str(folder),
         "protocol": None if protocol is None else asdict(protocol),
         "meter": None if meter is None else dict(meter),
     }
-    answer = _in_fresh_process(json.dumps(job), str(folder), limit_s)
+    answer = _in_fresh_process(json.dumps(job), device, str(folder), limit_s)
     if "error" in answer:
         raise BundleError(answer["error"])
     return Verification.from_json(answer)
 
 
-def _in_fresh_process(job: str, what: str, limit_s: float) -> dict[str, Any]:
+def _in_fresh_process(job: str, device: str, what: str, limit_s: float) -> dict[str, Any]:
     # -P: the working folder, which may be the bundle itself, is no place to import from
     here = os.pathsep.join(filter(None, (str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH"))))
     with subprocess.Popen(
@@ -112,7 +112,7 @@ def _in_fresh_process(job: str, what: str, limit_s: float) -> dict[str, Any]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**ENVIRONMENT, **os.environ, "PYTHONPATH": here},
+        env={**environment(device), "PYTHONPATH": here},
         start_new_session=True,
     ) as process:
         try:

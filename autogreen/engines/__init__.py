@@ -4,6 +4,7 @@ What is measured is always `load(save(model))`: the artifact on disk under its r
 serving share that one road, so that measuring one thing and shipping another cannot happen.
 """
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,13 +27,17 @@ ENGINES = Table(
 )
 
 
-# Of every process that measures or verifies; what the user has set himself goes before.
-ENVIRONMENT = {
-    # one compiler at a time, as our own child: its processor time is billed, and it dies with its process group
-    "TORCHINDUCTOR_COMPILE_THREADS": "1",
-    # OpenMP threads that wait by spinning train 3 times slower beside one foreign job, and look like energy
-    "GOMP_SPINCOUNT": "1000",
-}
+def environment(device: str) -> dict[str, str]:
+    """Variables of every process that measures or verifies on a device; what the user has set himself goes before."""
+    # Compilers run as our own children: billed, and gone with their process group. On a GPU more than one would mean a
+    # pool of processes that outlives them (Triton's); on a CPU they are waited for by threads.
+    compilers = 1 if device.startswith("cuda") else os.cpu_count() or 1
+    return {
+        "TORCHINDUCTOR_COMPILE_THREADS": str(compilers),
+        # OpenMP threads that wait by spinning train 3 times slower beside one foreign job, and look like energy
+        "GOMP_SPINCOUNT": "1000",
+        **os.environ,
+    }
 
 
 @dataclass(frozen=True, kw_only=True)

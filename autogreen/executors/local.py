@@ -11,7 +11,7 @@ from multiprocessing.connection import Connection
 
 import cloudpickle
 
-from autogreen.engines import ENVIRONMENT
+from autogreen.engines import environment
 from autogreen.errors import AutogreenError, EvaluationError
 from autogreen.evaluate import Setup
 from autogreen.executors import Done, Job
@@ -25,7 +25,7 @@ class Local:
     slots = 1
 
     def __init__(self, setup: Setup) -> None:
-        self._setup = cloudpickle.dumps(setup)
+        self._setup, self._device = cloudpickle.dumps(setup), setup.device
         self._log = setup.folder / "worker.log"
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
@@ -73,7 +73,7 @@ class Local:
                 stderr=log,
                 start_new_session=True,
                 # a user's own modules are found there as they are here
-                env={**ENVIRONMENT, **os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+                env={**environment(self._device), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
             )
         theirs.close()
         self._connection = Connection(ours.detach())

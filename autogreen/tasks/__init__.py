@@ -153,15 +153,6 @@ def to_device(batch: Any, device: str) -> Any:
     return tree_map(move, batch)
 
 
-def on_device(model: Any, device: str) -> Any:
-    """A callable that takes and returns tensors on the CPU and runs the model where it is."""
-
-    def call(*args: Any, **kwargs: Any) -> Any:
-        return to_device(model(*to_device(args, device), **to_device(kwargs, device)), "cpu")
-
-    return model if device == "cpu" else call
-
-
 def digest(batch: Any) -> str:
     """Hash of a batch, by content: tensors and arrays with shape and type, texts and numbers, in any nesting of lists,
     mappings, dataclasses and other objects with attributes."""

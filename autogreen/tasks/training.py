@@ -35,7 +35,7 @@ def train(
     if not any(parameter.requires_grad for parameter in model.parameters()):
         model.requires_grad_(True)  # frozen as a whole, for inference; single frozen layers stay so
     model.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]  # convolutions run faster so
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=1e-2)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=1e-2, fused=True)
     steps = max(2, epochs * count(task.batches("train", 0)))
     rise = max(0.2, 2 / (steps + 1))  # a rise of no step at all would divide by zero
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps + 1, pct_start=rise)
