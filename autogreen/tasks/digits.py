@@ -18,8 +18,8 @@ from autogreen.tasks import Scores, Split, Task
 from autogreen.tasks.training import train
 
 SOURCES = 1797
-SPLITS = {"train": (0, 1000), "calibration": (1000, 1050), "validation": (1050, 1397), "test": (1397, SOURCES)}
-VIEWS = {"train": 3, "calibration": 8, "validation": 20, "test": 20}  # canvases of each source image
+SPLITS = {"train": (0, 1000), "calibration": (1000, 1030), "validation": (1030, 1397), "test": (1397, SOURCES)}
+VIEWS = {"train": 3, "calibration": 14, "validation": 24, "test": 20}  # canvases of each source image
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,8 +27,8 @@ class Digits(Task):
     """scikit-learn's 1,797 real 8x8 digits, each shifted on a 16x16 canvas among four 3x3 pieces of other digits, and
     a residual network (7 convolutions of 3x3, two of 1x1, batch norm, a linear head) that names the whole one.
 
-    The splits are disjoint in *source images* (pieces too are cut from the split's own sources): 1000 train, 50
-    calibration, 347 validation, 400 test, seen on 3000 fresh canvases an epoch, 400, 6940 and 8000 canvases. Canvases
+    The splits are disjoint in *source images* (pieces too are cut from the split's own sources): 1000 train, 30
+    calibration, 367 validation, 400 test, seen on 3000 fresh canvases an epoch, 420, 8808 and 8000 canvases. Canvases
     of one source are one cluster. Score: 1 where the digit is named, else 0.
 
     width: channels of the first stage; the later ones have two and four times as many. 32 is no luxury: the same
