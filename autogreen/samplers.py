@@ -5,7 +5,7 @@ import warnings
 
 import optuna
 
-# What an engineer would try by hand: the lowest precision everywhere, and one level of the pruning range for all groups.
+# What an engineer would try by hand: the lowest precision everywhere, one level of the pruning range for all groups.
 FIRST = tuple({"pruning": level, "quantization": 1.0} for level in (0.0, 0.25, 0.5, 0.75, 1.0))
 
 
