@@ -435,11 +435,15 @@ def _inverted(ratio: Interval | None) -> Interval | None:
 
 
 def _finalists(front: Front, count: int) -> list[Point]:
-    """Members proven distinct first, then the others, evenly from cheapest to best."""
-    others = [point for point in front.members if point not in front.steps]
-    room = max(0, count - len(front.steps))
-    spread = others if len(others) <= room else [others[i * len(others) // room] for i in range(room)]
-    return [*front.steps[:count], *spread]
+    """The knee, which is exported unless something else is asked for; members proven distinct; then the others, evenly
+    from cheapest to best."""
+    if not front.members:
+        return []
+    knee = front.pick("knee")
+    first = [knee, *(point for point in front.steps if point.id != knee.id)][:count]
+    others = [point for point in front.members if point not in first]
+    room = count - len(first)
+    return [*first, *(others if len(others) <= room else [others[i * len(others) // room] for i in range(room)])]
 
 
 def _digest(data: Any) -> str:

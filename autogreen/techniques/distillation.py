@@ -12,6 +12,10 @@ if TYPE_CHECKING:
 
     from autogreen.tasks import Inputs
 
+# Where a task draws its samples by epoch, fine-tuning sees others than the baseline was trained on: on those the teacher
+# is too sure of itself.
+FIRST_EPOCH = 1000
+
 
 @dataclass(frozen=True, kw_only=True)
 class Distillation:
@@ -89,6 +93,7 @@ class Distillation:
             learning_rate=effect["learning_rate"],
             seed=context.seed,
             device=context.device,
+            first_epoch=FIRST_EPOCH,
             check=context.check,
         )
 
