@@ -49,7 +49,9 @@ def train(
             batch = to_device(given, device)
             value = loss(task.forward(model, batch), batch)
             if not torch.isfinite(value):
-                raise EvaluationError(f"the training loss is {value.item()} in epoch {epoch - first_epoch + 1}; lower learning_rate.")
+                raise EvaluationError(
+                    f"the training loss is {value.item()} in epoch {epoch - first_epoch + 1}; lower learning_rate."
+                )
             optimizer.zero_grad(set_to_none=True)
             value.backward()  # type: ignore[no-untyped-call]
             optimizer.step()

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
     from autogreen.tasks import Inputs
 
-# Where a task draws its samples by epoch, fine-tuning sees others than the baseline was trained on: on those the teacher
-# is too sure of itself.
+# Where a task draws its samples by epoch, fine-tuning sees others than the baseline was trained on: the teacher is too
+# sure of itself on those.
 FIRST_EPOCH = 1000
 
 
