@@ -17,7 +17,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import nn
@@ -95,12 +94,14 @@ class Evaluator:
         parts = request.effect.parts
         recipe = self._recipe(parts)
         example = self._example(recipe.batch)
-        reference = None if request.reference is None else self._scores(request.reference, "validation")
+        reference = (
+            None if request.reference is None else quality.load(self.setup.folder, request.reference, "validation")
+        )
         with watch.phase("training"):
             self._all_cores()
             trained = self._train(parts, request, example, watch.check)
 
-        folder = self.setup.folder / "artifacts" / request.key
+        folder = study / "artifacts" / request.key
         partial = folder.with_name(f".{folder.name}.{os.getpid()}")
         try:
             with watch.phase("compiling"):
@@ -129,7 +130,7 @@ class Evaluator:
                     measured = self._measure(program, example, request.reference, self.setup.protocol)
                     watch.power_w = _power_w(measured["measurement"])
                 found = replace(found, status="measured", **measured)
-                self._keep_scores(request.key, "validation", scores)
+                quality.keep(study, request.key, "validation", scores)
                 shutil.rmtree(folder, ignore_errors=True)
                 partial.rename(folder)
         finally:
@@ -314,22 +315,10 @@ class Evaluator:
             self._loaded = (key, program)
         return self._loaded[1]
 
-    def _scores(self, key: str, split: Split) -> Scores:
-        with np.load(self.setup.folder / "scores" / f"{key}-{split}.npz", allow_pickle=False) as data:
-            return Scores(values=data["values"], clusters=data.get("clusters"))
-
-    def _keep_scores(self, key: str, split: Split, scores: Scores) -> None:
-        folder = self.setup.folder / "scores"
-        folder.mkdir(exist_ok=True)
-        arrays = {"values": scores.values} | ({} if scores.clusters is None else {"clusters": scores.clusters})
-        partial = folder / f".{key}-{split}.npz"
-        np.savez_compressed(partial, allow_pickle=False, **arrays)
-        partial.rename(folder / f"{key}-{split}.npz")
-
     def _test_scores(self, key: str, program: Program | None = None) -> Scores:
         if not (self.setup.folder / "scores" / f"{key}-test.npz").exists():
-            self._keep_scores(key, "test", self._score(program or self._reference(key), "test"))
-        return self._scores(key, "test")
+            quality.keep(self.setup.folder, key, "test", self._score(program or self._reference(key), "test"))
+        return quality.load(self.setup.folder, key, "test")
 
     def _meter(self) -> Meter:
         settings = dict(self.setup.meter)

@@ -9,9 +9,7 @@
 A dominates B: A's means are no worse than B's on both axes, and on at least one axis A's 95 % interval lies wholly
 below B's. The front is what is measured, feasible and not dominated so. By means alone noise would decide: a lucky
 window throws a better policy out, and 20 to 50 % of such a front's members are truly dominated by others. Here two
-policies that cannot be told apart both stay, and say so (`ties`); what is *proven* distinct is `steps`: the longest
-chain in which each policy costs more and loses less than the one before it, with both intervals disjoint. The relation
-is transitive, so any two steps are beyond each other's intervals.
+policies that cannot be told apart both stay, and say so (`ties`); what is *proven* distinct is `steps`.
 
 Two rounds. The search's own measurements decide who stands; what is beaten there never returns, so its artifact can be
 deleted. Then, among those, a published trial counts with its fresh energy: measured after it was chosen, it is free of
@@ -22,6 +20,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any
 
 from autogreen.errors import ConfigError, StudyError
@@ -73,7 +72,7 @@ def standing(results: Results) -> dict[str, Point]:
 
 @dataclass(frozen=True, kw_only=True)
 class Front:
-    """members: cheapest first. others: measured, but dominated or infeasible. steps: members proven distinct.
+    """members: cheapest first. others: measured, but dominated or infeasible.
 
     hypervolume: of the members' means in (loss, ln ratio), to the study's reference point.
     """
@@ -84,7 +83,6 @@ class Front:
     controls: tuple[Point, ...]
     members: tuple[Point, ...]
     others: tuple[Point, ...]
-    steps: tuple[Point, ...]
     hypervolume: float
 
     @classmethod
@@ -113,12 +111,35 @@ class Front:
             controls=tuple(point for point in controls if point is not None),
             members=members,
             others=tuple(point for name, point in points.items() if name not in held),
-            steps=_steps(members),
             hypervolume=hypervolume(
                 (logarithmic((point.loss.mean, point.ratio.mean)) for point in members),
                 logarithmic(results.reference_point),
             ),
         )
+
+    @cached_property
+    def steps(self) -> tuple[Point, ...]:
+        """The longest chain found, cheapest first, in which each member costs more and loses less than *every* one
+        before it: its energy interval lies above theirs, and so does theirs of loss above its, or the interval of the
+        loss between the two, paired on the same examples, lies above 0."""
+
+        @cache
+        def paired(worse: str, better: str) -> Interval | None:
+            return self.results.between(worse, better)
+
+        def beyond(cheaper: Point, better: Point) -> bool:
+            if cheaper.ratio.high >= better.ratio.low or better.loss.mean >= cheaper.loss.mean:
+                return False
+            if better.loss.high < cheaper.loss.low:
+                return True
+            between = paired(cheaper.evaluation.key, better.evaluation.key)
+            return between is not None and between.low > 0
+
+        chains: list[tuple[Point, ...]] = []
+        for point in self.members:
+            before = (chain for chain in chains if all(beyond(earlier, point) for earlier in reversed(chain)))
+            chains.append((*max(before, key=len, default=()), point))
+        return max(chains, key=len, default=())
 
     @property
     def references(self) -> tuple[Point, ...]:
@@ -272,19 +293,6 @@ def _ties(point: Point, others: Iterable[Point]) -> tuple[str, ...]:
         for other in others
         if other.id != point.id and _overlap(point.loss, other.loss) and _overlap(point.ratio, other.ratio)
     )
-
-
-def _steps(members: tuple[Point, ...]) -> tuple[Point, ...]:
-    """The longest chain of members (cheapest first), each beyond the one before on both axes."""
-    chains: list[tuple[Point, ...]] = []
-    for index, point in enumerate(members):
-        before = (
-            chain
-            for earlier, chain in zip(members[:index], chains, strict=True)
-            if earlier.ratio.high < point.ratio.low and point.loss.high < earlier.loss.low
-        )
-        chains.append((*max(before, key=len, default=()), point))
-    return max(chains, key=len, default=())
 
 
 def _knee(members: tuple[Point, ...], best: Point) -> Point:

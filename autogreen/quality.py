@@ -1,5 +1,6 @@
-"""Quality with its interval: means over examples, and losses paired example by example with the reference."""
+"""Quality with its interval: means over examples, losses paired example by example, and the scores they are made of."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,26 @@ def loss(reference: Scores, candidate: Scores) -> Interval:
             "a split must give the same examples every time."
         )
     return _bootstrap(_finite(reference) - _finite(candidate), reference.clusters)
+
+
+def keep(study: Path, key: str, split: str, scores: Scores) -> None:
+    """Write the scores of one evaluation beside its study, whole or not at all."""
+    folder = study / "scores"
+    folder.mkdir(exist_ok=True)
+    arrays = {"values": scores.values} | ({} if scores.clusters is None else {"clusters": scores.clusters})
+    partial = folder / f".{key}-{split}.npz"
+    np.savez_compressed(partial, allow_pickle=False, **arrays)
+    partial.rename(folder / f"{key}-{split}.npz")
+
+
+def load(study: Path, key: str, split: str) -> Scores:
+    """Read them back.
+
+    Raises:
+        OSError: they are not there.
+    """
+    with np.load(study / "scores" / f"{key}-{split}.npz", allow_pickle=False) as data:
+        return Scores(values=data["values"], clusters=data.get("clusters"))
 
 
 def _finite(scores: Scores) -> "np.ndarray[Any, Any]":

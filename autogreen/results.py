@@ -1,10 +1,11 @@
 """Results: everything a study has found so far, as frozen values. Fronts, pages and mirrors are made from it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from autogreen.evaluation import Evaluation, Published
+from autogreen.measurement import Interval
 from autogreen.meters import Tier
 
 
@@ -42,6 +43,8 @@ class Results:
     """item: what is counted. baseline: the reference in its best runtime; plain: in plain use (eager).
     controls: by name. published: by evaluation key. reference_point: (loss, energy ratio) of the hypervolume, fixed
     when the study began. max_loss: the quality floor, as a loss against the baseline, or None. experiment: as resolved.
+    between: of two evaluation keys, by how much the first loses more than the second on the same validation examples;
+    None where the scores are gone.
     """
 
     study: str
@@ -60,6 +63,7 @@ class Results:
     reference_point: tuple[float, float]
     max_loss: float | None
     bill: Bill
+    between: Callable[[str, str], Interval | None] = lambda worse, better: None
 
     @property
     def measured(self) -> tuple[TrialResult, ...]:

@@ -19,8 +19,10 @@ from typing import Any, Literal
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from autogreen.errors import StudyError
+from autogreen import quality
+from autogreen.errors import EvaluationError, StudyError
 from autogreen.evaluation import Evaluation, Published
+from autogreen.measurement import Interval
 from autogreen.results import Bill, Results, TrialResult
 
 DIRECTIONS: tuple[Literal["maximize", "minimize"], ...] = (
@@ -171,6 +173,14 @@ class Store:
         shape = json.loads((self.folder / "golden.json").read_text())
         return unpack(shape, load_file(self.folder / "golden.safetensors"))
 
+    def between(self, worse: str, better: str) -> Interval | None:
+        """By how much one evaluation loses more than another, paired; None where scores are gone."""
+        try:
+            reference, candidate = (quality.load(self.folder, key, "validation") for key in (better, worse))
+            return quality.loss(reference, candidate)
+        except (OSError, EvaluationError):
+            return None
+
     def keep_only(self, keys: set[str], max_bytes: float) -> None:
         """Delete the artifacts of all other keys, and then the largest ones until the cap holds."""
         found = [path for path in (self.folder / "artifacts").iterdir() if path.is_dir()]
@@ -208,6 +218,7 @@ class Store:
             reference_point=tuple(facts["reference_point"]),
             max_loss=facts["max_loss"],
             bill=self.bill,
+            between=self.between,
         )
 
 

@@ -87,6 +87,20 @@ def test_steps_are_the_longest_chain_and_pairwise_proven() -> None:
     assert not any(other.id in step.ties for step in steps for other in steps)
 
 
+def test_steps_are_proven_by_pairs_where_intervals_touch() -> None:
+    """Loss intervals overlap, but example by example the dearer policy is better: 0 -> 1 -> 2, not 2 -> 3."""
+    results = scripted_results([(0.05, 0.2), (0.045, 0.3), (0.04, 0.4), (0.039, 0.5)], noise=(0.01, 0.01))
+    keys = {trial.evaluation.key: trial.number for trial in results.trials if trial.evaluation}
+
+    def between(worse: str, better: str) -> Interval | None:
+        proven = keys[worse] < keys[better] <= 2
+        return Interval(mean=0.005, low=0.001 if proven else -0.001, high=0.009)
+
+    assert len(Front.of(results).steps) == 1
+    found = Front.of(replace(results, between=between)).steps
+    assert [point.trial.number for point in found if point.trial] == [0, 1, 2]
+
+
 def test_only_measured_feasible_trials_and_one_an_effect() -> None:
     results = scripted_results([(0.0, 0.5), (0.01, 0.1), (0.01, 0.2), (0.02, 0.05)])
     results = changed(results, 1, feasible=False)

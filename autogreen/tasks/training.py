@@ -19,14 +19,12 @@ def train(
     learning_rate: float,
     seed: int,
     device: str,
-    first_epoch: int = 0,
     check: Callable[[], None] = lambda: None,
 ) -> nn.Module:
     """Train in place with AdamW on a one-cycle schedule; return the model in inference mode.
 
     loss: (outputs, batch) -> scalar. learning_rate: the schedule's peak. seed: data order, dropout and whatever else
-    torch draws. first_epoch: the number by which the task is asked for its first pass. check: called before every step;
-    raises when time is up.
+    torch draws. check: called before every step; raises when time is up.
 
     Source: Smith and Topin, Super-Convergence, 2018 (schedule); Loshchilov and Hutter, ICLR 2019 (AdamW).
 
@@ -42,16 +40,14 @@ def train(
     rise = max(0.2, 2 / (steps + 1))  # a rise of no step at all would divide by zero
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps + 1, pct_start=rise)
     trained = 0
-    for epoch in range(first_epoch, first_epoch + epochs):
+    for epoch in range(epochs):
         for given in task.batches("train", epoch):
             check()
             trained += 1
             batch = to_device(given, device)
             value = loss(task.forward(model, batch), batch)
             if not torch.isfinite(value):
-                raise EvaluationError(
-                    f"the training loss is {value.item()} in epoch {epoch - first_epoch + 1}; lower learning_rate."
-                )
+                raise EvaluationError(f"the training loss is {value.item()} in epoch {epoch + 1}; lower learning_rate.")
             optimizer.zero_grad(set_to_none=True)
             value.backward()  # type: ignore[no-untyped-call]
             optimizer.step()

@@ -12,10 +12,6 @@ if TYPE_CHECKING:
 
     from autogreen.tasks import Inputs
 
-# Where a task draws its samples by epoch, fine-tuning sees others than the baseline was trained on: the teacher is too
-# sure of itself on those.
-FIRST_EPOCH = 1000
-
 
 @dataclass(frozen=True, kw_only=True)
 class Distillation:
@@ -93,7 +89,6 @@ class Distillation:
             learning_rate=effect["learning_rate"],
             seed=context.seed,
             device=context.device,
-            first_epoch=FIRST_EPOCH,
             check=context.check,
         )
 
