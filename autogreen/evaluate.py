@@ -91,12 +91,10 @@ class Evaluator:
             return self._evaluate(request, watch)
 
     def _evaluate(self, request: Request, watch: "_Watch") -> Evaluation:
-        parts = request.effect.parts
+        parts, study = request.effect.parts, self.setup.folder
         recipe = self._recipe(parts)
         example = self._example(recipe.batch)
-        reference = (
-            None if request.reference is None else quality.load(self.setup.folder, request.reference, "validation")
-        )
+        reference = None if request.reference is None else quality.load(study, request.reference, "validation")
         with watch.phase("training"):
             self._all_cores()
             trained = self._train(parts, request, example, watch.check)
