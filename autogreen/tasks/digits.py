@@ -32,7 +32,7 @@ class Digits(Task):
     of one source are one cluster. Score: 1 where the digit is named, else 0.
 
     width: channels of the first stage; the later ones have two and four times as many. 32 is no luxury: the same
-    network of width 16, trained as long, names 1.5 points fewer canvases (experiments/README.md).
+    network of width 16, trained as long, names 1.1 points fewer canvases (experiments/README.md).
     epochs: passes over the train split from scratch.
 
     Source: Mnih et al., Recurrent Models of Visual Attention, NeurIPS 2014, section 4.1 (construction);
