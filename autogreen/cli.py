@@ -168,11 +168,13 @@ def measure(
 def doctor(
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda:N.")] = "auto",
+    floor: Annotated[bool, typer.Option(help="Measure what work costs here at least; 10 to 20 s.")] = False,
+    runs: Runs = RUNS,
 ) -> None:
-    """Tell which meter this machine has, which not, why, and what to do about it."""
+    """Tell what this machine can measure, what disturbs measuring now, and what to do about it."""
     from autogreen.doctor import examine
 
-    found = examine(device)
+    found = examine(device, cache=runs / ".cache", measure_floor=floor)
     if json:
         _print_json(found.to_json())
     else:

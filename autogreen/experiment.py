@@ -21,8 +21,9 @@ from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from autogreen.errors import AutogreenError, ConfigError
+from autogreen.errors import AutogreenError, ConfigError, RefusedError
 from autogreen.measurement import Protocol
+from autogreen.meters import Tier
 from autogreen.registry import nearest, resolve
 from autogreen.schema import build, check_keys, read_yaml
 from autogreen.space import SearchSpace
@@ -104,6 +105,21 @@ class Experiment:
             raise ConfigError(
                 f"space.parallelism.batch: the workload fixes the batch at {self.workload.fixed_batch}; leave it out, "
                 "or set workload.batch to null."
+            )
+
+    def refuse_untellable(self, tier: Tier) -> None:
+        """Refuse to search what a meter of this tier cannot tell apart.
+
+        Raises:
+            RefusedError: an estimate would have to rank thread counts.
+        """
+        threads = self.space.options("parallelism", "threads")
+        if tier == "estimated" and len(threads) > 1:
+            raise RefusedError(
+                f"{self.name}.space.parallelism.threads is open ({', '.join(map(str, threads))}), and energy is only "
+                "estimated here, from processor time: threads that wait by spinning count as work, so an estimate "
+                "cannot rank thread counts. Write one number (threads: 1), or search on a machine with a counter; "
+                "autogreen doctor tells what this one lacks."
             )
 
     def to_json(self) -> dict[str, Any]:

@@ -105,6 +105,7 @@ class _Run:
     def prepare(self) -> list[str]:
         """Learn the model's anatomy, check that the study is the same, take out what cannot run here; tell what."""
         found = self._call("prepare", {})
+        self.experiment.refuse_untellable(found["meter"]["tier"])
         self.anatomy = Anatomy.from_json(found["anatomy"])
         self.store.check_fingerprint(
             {
@@ -395,8 +396,7 @@ class _Run:
         return None if limit is None else limit - self.store.bill.energy_j
 
     def _reference_keys(self) -> set[str]:
-        kept = (*self.store.get("references", {}).values(), *self.store.get("controls", {}).values())
-        return {data["key"] for data in kept}
+        return {data["key"] for kind in ("references", "controls") for data in self.store.get(kind, {}).values()}
 
     def _shown(self, trial: optuna.Trial) -> dict[str, Any]:
         """The knobs in the user's own values, ordinals decoded."""

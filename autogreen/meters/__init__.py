@@ -22,6 +22,7 @@ METERS = Table(
     "meter",
     {
         "nvml": "autogreen.meters.nvml:NvmlMeter",
+        "rapl": "autogreen.meters.rapl:RaplMeter",
         "estimate": "autogreen.meters.estimate:EstimateMeter",
     },
 )
