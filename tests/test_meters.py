@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -73,8 +74,9 @@ class Board:
 
 
 @pytest.fixture
-def board(monkeypatch: pytest.MonkeyPatch) -> Board:
+def board(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Board:
     fake = Board()
+    monkeypatch.setattr("autogreen.meters.rapl_domains._ROOT", tmp_path)  # a machine without RAPL
     monkeypatch.setitem(sys.modules, "pynvml", fake)
     monkeypatch.setattr(nvml_device, "_initialised_in", 0)
     monkeypatch.setattr(nvml_device, "_cuda", lambda: None)
@@ -98,7 +100,7 @@ def burn() -> None:
 # --- the contract -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", METERS)
+@pytest.mark.parametrize("name", [name for name in METERS if name not in ("rapl", "replay")])  # in files of their own
 def test_every_meter_keeps_the_contract(name: str, board: Board) -> None:
     device = "cpu" if name == "estimate" else "cuda"
     meter = choose(device, name, **({} if device == "cpu" else {"resolution_s": STEP_S}))

@@ -22,7 +22,9 @@ METERS = Table(
     "meter",
     {
         "nvml": "autogreen.meters.nvml:NvmlMeter",
+        "rapl": "autogreen.meters.rapl:RaplMeter",
         "estimate": "autogreen.meters.estimate:EstimateMeter",
+        "replay": "autogreen.meters.replay:ReplayMeter",
     },
 )
 

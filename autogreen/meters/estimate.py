@@ -10,6 +10,8 @@ from typing import ClassVar
 
 from autogreen.errors import ConfigError, MeterError
 from autogreen.meters import Diagnosis, Reading, Tier
+from autogreen.meters.processor import machine_busy_s, own_busy_s
+from autogreen.meters.tdp import Processor, match, model_name
 
 # Per logical processor, at rest and fully busy: the average over the processors of a large cloud.
 REST_WATTS = 0.74
@@ -27,18 +29,25 @@ class EstimateMeter:
     What the model cannot see: frequency, vector units, memory traffic, what a thread waits for. A thread that spins
     counts as busy. It therefore must not decide the number of threads.
 
-    Source of the defaults: Cloud Carbon Footprint, "Methodology" (cloudcarbonfootprint.org/docs/methodology, read in
-    November 2026), from SPECpower results: on average 0.74 W per logical processor at rest and 3.5 W at full load;
-    single processors lie between 1.9 and 6.0 W at full load, hence the range of +-50 %.
+    Where the vendor's figures of this processor are known (`tdp.PROCESSORS`), a logical processor at full load takes
+    its share of the TDP, and 0.74 / 3.5 = 21 % of that at rest. Else both come from an average over the processors of
+    a large cloud: 0.74 W per logical processor at rest and 3.5 W at full load (Cloud Carbon Footprint, "Methodology",
+    cloudcarbonfootprint.org/docs/methodology, and its averages by generation, from SPECpower results; read in
+    November 2026). One check on the other: for five server generations (Skylake, Cascade Lake, EPYC 7001 to 7003)
+    those averages at full load are 0.91 to 1.16 of the TDP per thread of the largest model; at rest they are 15 to
+    32 % of full load.
+
+    The range of +-50 % holds for a machine at work. A lone busy core that clocks up, on a desktop or laptop above all,
+    can take several times its share of the TDP: the estimate is then too low by more than the range says.
 
     Attributes:
-        watts_per_core: watts that one busy logical processor adds, above 0.
-        idle_watts: watts of the whole package at rest, 0 or more; None: 0.74 W per logical processor.
+        watts_per_core: watts that one busy logical processor adds, above 0; None: as above.
+        idle_watts: watts at rest of all logical processors here, 0 or more; None: as above.
         uncertainty: half width of the stated range relative to the estimate, in [0, 1).
     """
 
     device: str = "cpu"
-    watts_per_core: float = FULL_WATTS - REST_WATTS
+    watts_per_core: float | None = None
     idle_watts: float | None = None
     uncertainty: float = 0.5
 
@@ -46,9 +55,10 @@ class EstimateMeter:
     resolution_s: ClassVar[float] = 0.01  # the kernel's clock tick, in which foreign load is counted
 
     def __post_init__(self) -> None:
-        rules: tuple[tuple[str, float | None, str, Callable[[float], bool]], ...] = (
-            ("watts_per_core", self.watts_per_core, "a number above 0 (watts)", lambda value: 0 < value < math.inf),
-            ("idle_watts", self._idle_watts, "a number of 0 or more (watts)", lambda value: 0 <= value < math.inf),
+        core_w, idle_w = self._watts
+        rules: tuple[tuple[str, float, str, Callable[[float], bool]], ...] = (
+            ("watts_per_core", core_w, "a number above 0 (watts)", lambda value: 0 < value < math.inf),
+            ("idle_watts", idle_w, "a number of 0 or more (watts)", lambda value: 0 <= value < math.inf),
             ("uncertainty", self.uncertainty, "a number in [0, 1)", lambda value: 0 <= value < 1),
         )
         for key, value, allowed, valid in rules:
@@ -57,22 +67,38 @@ class EstimateMeter:
 
     @staticmethod
     def diagnose(device: str) -> Diagnosis:
-        reason, advice = "a time model, available on every CPU", "Set watts_per_core and idle_watts if you know them"
+        known = match(model_name())
+        basis = f"from {known}" if known else "from averages of a large cloud, since this processor is in no table"
+        reason = f"a time model, {basis}: a range, which cannot rank thread counts"
+        advice = "Set watts_per_core and idle_watts if you know them; a hardware counter is better"
         if device != "cpu":
             reason = f"processor time says nothing about the joules of {device!r}"
             advice = "Use a meter with a counter, or run on cpu"
         return Diagnosis(name="estimate", available=device == "cpu", tier="estimated", reason=reason, advice=advice)
 
-    @property
+    @cached_property
     def boundary(self) -> str:
+        core_w, idle_w = self._watts
+        basis = f"after {self._processor}" if self._processor else "averages of a large cloud"
+        given = [name for name in ("watts_per_core", "idle_watts") if getattr(self, name) is not None]
+        if given:
+            basis = "your own figures" if len(given) == 2 else f"{given[0]} your own, else {basis}"
         return (
-            f"CPU, whole package, estimated from core-seconds ({self.watts_per_core:.3g} W a busy core, "
-            f"{self._idle_watts:.3g} W at rest)"
+            f"CPU, whole package, estimated from core-seconds ({core_w:.3g} W a busy core, {idle_w:.3g} W at rest; "
+            f"{basis})"
         )
 
-    @property
-    def _idle_watts(self) -> float:
-        return REST_WATTS * (os.cpu_count() or 1) if self.idle_watts is None else self.idle_watts
+    @cached_property
+    def _processor(self) -> Processor | None:
+        return match(model_name())
+
+    @cached_property
+    def _watts(self) -> tuple[float, float]:
+        """Watts that a busy logical processor adds, and of all of them at rest; the user's own figures go first."""
+        full_w = self._processor.thread_w if self._processor else FULL_WATTS
+        rest_w = full_w * REST_WATTS / FULL_WATTS
+        core_w = full_w - rest_w if self.watts_per_core is None else self.watts_per_core
+        return core_w, rest_w * (os.cpu_count() or 1) if self.idle_watts is None else self.idle_watts
 
     @cached_property
     def _open(self) -> list[tuple[float, float, float]]:
@@ -89,7 +115,8 @@ class EstimateMeter:
         wall, own, machine = (end - begin for begin, end in zip(self._open.pop(), _now(), strict=True))
         if wall <= 0 or own < 0:
             raise MeterError(f"the clocks moved by {wall} s (wall) and {own} s (processor): the window is lost.")
-        energy_j = own * self.watts_per_core + wall * self._idle_watts
+        core_w, idle_w = self._watts
+        energy_j = own * core_w + wall * idle_w
         if energy_j <= 0:
             raise MeterError("no processor time and no idle share: lengthen the window or set idle_watts above 0.")
         return Reading(
@@ -106,19 +133,3 @@ def _now() -> tuple[float, float, float]:
     """Wall seconds, core-seconds of this process and its reaped children, busy core-seconds of the machine."""
     machine = machine_busy_s()
     return time.perf_counter(), own_busy_s(), machine
-
-
-def own_busy_s() -> float:
-    """Core-seconds of this process, all threads, and of its children that were waited for (compilers)."""
-    from resource import RUSAGE_CHILDREN, getrusage
-
-    children = getrusage(RUSAGE_CHILDREN)
-    return time.process_time() + children.ru_utime + children.ru_stime
-
-
-def machine_busy_s() -> float:
-    """Busy core-seconds of the whole machine, in clock ticks. Time stolen by a hypervisor is not the machine's."""
-    import psutil
-
-    times = psutil.cpu_times()
-    return float(sum(getattr(times, kind, 0.0) for kind in ("user", "nice", "system", "irq", "softirq")))
