@@ -6,7 +6,7 @@ Importing this loads neither torch nor mlflow nor pynvml; every name below is re
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from autogreen.api import export, search
+    from autogreen.api import compare, export, search
     from autogreen.errors import AutogreenError
     from autogreen.front import Front
     from autogreen.policy import Policy
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from autogreen.tasks import Scores, Task
 
 __version__ = "0.1.0"
-__all__ = ["AutogreenError", "Front", "Policy", "Scores", "SearchSpace", "Task", "export", "search"]
+__all__ = ["AutogreenError", "Front", "Policy", "Scores", "SearchSpace", "Task", "compare", "export", "search"]
 
 _HOMES = {
     "AutogreenError": "errors",
@@ -23,6 +23,7 @@ _HOMES = {
     "Scores": "tasks",
     "SearchSpace": "space",
     "Task": "tasks",
+    "compare": "api",
     "export": "api",
     "search": "api",
 }

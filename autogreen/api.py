@@ -1,6 +1,6 @@
 """The same job from Python, on one's own model."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -10,6 +10,8 @@ from autogreen.store import Store
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from autogreen.comparison import Comparison
 
 
 def search(
@@ -91,3 +93,28 @@ def export(front: Front, *, to: str | Path, pick: str = "knee", runs: str | Path
         golden=store.golden(),
         to=Path(to),
     )
+
+
+def compare(
+    a: str | Path,
+    b: str | Path,
+    *,
+    runs: str | Path = "runs",
+    protocol: Mapping[str, Any] | None = None,
+    record: str | Path | None = None,
+) -> "Comparison":
+    """Measure two programs in turns, in one fresh process, and tell which takes less energy per item.
+
+    Args:
+        a, b: each the folder of a bundle, or STUDY:RULE: `baseline`, `plain`, a rule of `Front.pick`, an id.
+        runs: folder that holds the studies.
+        protocol: settings to change; else it is A's own, to ±1 % or one minute of windows.
+        record: file to write every reading to.
+
+    Raises:
+        AutogreenError: says what, why and the next step.
+    """
+    from autogreen import comparison
+
+    file = None if record is None else Path(record)
+    return comparison.compare(str(a), str(b), runs=Path(runs), changes=protocol, record=file)

@@ -165,6 +165,38 @@ def measure(
 
 
 @app.command()
+def compare(
+    a: Annotated[str, typer.Argument(metavar="A", help="A bundle, or STUDY:RULE (baseline, plain, knee, an id).")] = "",
+    b: Annotated[str, typer.Argument(metavar="B", help="The same.")] = "",
+    protocol: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="Change the protocol.")] = None,
+    record: Annotated[Path | None, typer.Option(help="Write every reading to this file.")] = None,
+    replay: Annotated[Path | None, typer.Option(help="Judge a recorded comparison again; measure nothing.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    runs: Runs = RUNS,
+) -> None:
+    """Measure two programs in turns; tell which takes less energy, and how sure that is."""
+    from autogreen import comparison
+    from autogreen.schema import parse_yaml
+
+    changes = {}
+    for text in protocol or ():
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise ConfigError(f"--protocol {text!r} is not of the form KEY=VALUE, for example max_windows=20.")
+        changes[key] = parse_yaml(f"value: {value}", f"--protocol {key}")["value"]
+    if (replay is None) != bool(a and b) or (replay is not None and (a or record)):
+        raise ConfigError("name two programs, A and B, to measure; or --replay FILE alone to judge a recording again.")
+    if replay is not None:
+        found = comparison.replay(replay, changes)
+    else:
+        found = comparison.compare(a, b, runs=runs, changes=changes, record=record)
+    if json:
+        _print_json(found.to_json())
+    else:
+        print(found.summary())
+
+
+@app.command()
 def doctor(
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda:N.")] = "auto",

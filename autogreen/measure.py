@@ -3,6 +3,7 @@
     warm-up           window                                       window                        result
     calls, timed  ->  [start, n calls, synchronise, stop]  ->  ...  until narrow, or the cap  ->  mean, 95 % interval
     n is fixed        nothing but the calls inside                 bad ones: kept, not used       warnings with advice
+                      looked at after min_windows, twice, four times as many ..., max_windows
 
     energy per item = energy_j / duration_s  x  seconds per call  /  items per call
                       (the power, by the meter's clock)
@@ -25,7 +26,8 @@ from itertools import repeat
 from pathlib import Path
 
 from autogreen.errors import ConfigError, MeterError
-from autogreen.measurement import Beside, Interval, Measurement, Protocol, Window, interval
+from autogreen.intervals import interval, looks
+from autogreen.measurement import Beside, Interval, Measurement, Protocol, Window
 from autogreen.meters import Meter
 
 __all__ = ["Beside", "Interval", "Measurement", "Protocol", "Window", "interval", "lease", "measure", "measure_beside"]
@@ -58,11 +60,15 @@ def measure(
     side = _Side(call, items, meter, protocol, synchronize, clock, random.Random(seed))
     side.warm(protocol.warmup_s)
     values: list[float] = []
-    while len(values) < protocol.max_windows:
-        values.append(side.sample())
-        if len(values) >= protocol.min_windows and _relative(interval(values)) <= protocol.target_relative:
+    half = math.inf
+    for windows in looks(protocol.min_windows, protocol.max_windows):
+        while len(values) < windows:
+            values.append(side.sample())
+        found = interval(values)
+        half = (found.high - found.mean) / found.mean
+        if half <= protocol.target_relative:
             break
-    return side.measurement(_capped("energy", _relative(interval(values)), len(values), protocol))
+    return side.measurement(_capped("energy", half, len(values), protocol))
 
 
 def measure_beside(
@@ -93,21 +99,26 @@ def measure_beside(
         side.warm(protocol.warmup_s if warm else 0.0)
     first = chance.random() < 0.5
     logs: list[float] = []
-    while len(logs) < protocol.max_windows:
-        if first == (len(logs) % 2 == 0):
-            candidate_j, other_j = candidate.sample(), other.sample()
-        else:
-            other_j, candidate_j = other.sample(), candidate.sample()
-        logs.append(math.log(candidate_j / other_j))
-        # Only an even number of pairs cancels a drift: A B alone favours whoever comes when it is cool.
-        if len(logs) >= protocol.min_windows and len(logs) % 2 == 0 and _ratio_half(logs) <= protocol.target_relative:
+    half = math.inf
+    # Only an even number of pairs cancels a drift: A B alone favours whoever comes when it is cool.
+    for pairs in looks(
+        min(protocol.min_windows + protocol.min_windows % 2, protocol.max_windows), protocol.max_windows
+    ):
+        while len(logs) < pairs:
+            if first == (len(logs) % 2 == 0):
+                candidate_j, other_j = candidate.sample(), other.sample()
+            else:
+                other_j, candidate_j = other.sample(), candidate.sample()
+            logs.append(math.log(candidate_j / other_j))
+        found = interval(logs)
+        half = math.expm1(found.high - found.mean)
+        if half <= protocol.target_relative:
             break
-    found = interval(logs)
     return Beside(
         candidate=candidate.measurement(()),
         reference=other.measurement(()),
         ratio=Interval(mean=math.exp(found.mean), low=math.exp(found.low), high=math.exp(found.high)),
-        warnings=_capped("ratio", _ratio_half(logs), len(logs), protocol),
+        warnings=_capped("ratio", half, len(logs), protocol),
     )
 
 
@@ -229,20 +240,11 @@ class _Side:
         )
 
 
-def _relative(found: Interval) -> float:
-    return (found.high - found.mean) / found.mean
-
-
-def _ratio_half(logs: Sequence[float]) -> float:
-    found = interval(logs)
-    return math.exp(found.high - found.mean) - 1
-
-
-def _capped(what: str, relative: float, windows: int, protocol: Protocol) -> tuple[str, ...]:
-    if relative <= protocol.target_relative:
+def _capped(what: str, half: float, windows: int, protocol: Protocol) -> tuple[str, ...]:
+    if half <= protocol.target_relative:
         return ()
     return (
-        f"the 95 % interval of the {what} is still ±{relative:.1%} after {windows} windows (wanted "
+        f"the 95 % interval of the {what} is still ±{half:.1%} after {windows} windows (wanted "
         f"±{protocol.target_relative:.1%}): quiet the machine, or raise window_s or max_windows.",
     )
 

@@ -3,7 +3,6 @@
 import json
 import math
 import random
-import statistics
 import sys
 from types import SimpleNamespace
 from typing import Any
@@ -30,17 +29,6 @@ def noisy(cv: float, n: int, seed: int = 0) -> list[float | Exception]:
 # --- numbers ----------------------------------------------------------------------------------------------------------
 
 
-def test_interval_is_students() -> None:
-    from scipy import stats
-
-    values = [3.0, 4.5, 5.5, 4.0, 3.5]
-    low, high = stats.t.interval(0.95, 4, loc=statistics.mean(values), scale=stats.sem(values))
-    found = interval(values)
-    assert (found.mean, found.low, found.high) == pytest.approx((4.1, low, high))
-    with pytest.raises(ValueError, match="at least 2"):
-        interval([1.0])
-
-
 def test_a_steady_load_gives_power_times_time_over_items() -> None:
     clock = ScriptedClock()
     found = measure(steady(clock), items=8, meter=ScriptedMeter(watts=100, clock=clock), protocol=QUICK, clock=clock)
@@ -65,10 +53,10 @@ def test_the_interval_is_over_windows_and_the_cap_is_said() -> None:
 
 def test_it_stops_when_the_interval_is_narrow() -> None:
     clock = ScriptedClock()
-    meter = ScriptedMeter(watts=[100, 110, 100, 100, 100, 100, 100, 100, 100, 100], clock=clock)
+    meter = ScriptedMeter(watts=[100, 106, 100], clock=clock)
     found = measure(steady(clock), items=1, meter=meter, protocol=QUICK, clock=clock)
     energy = found.energy_per_item_j
-    assert 4 < len(found.windows) < 10
+    assert len(found.windows) == 8  # looked at after 4, 8, 10
     assert (energy.high - energy.low) / 2 <= 0.05 * energy.mean
 
 
@@ -298,25 +286,20 @@ def test_a_linear_drift_cancels_in_the_ratio() -> None:
     assert found.ratio.low < 1 < found.ratio.high
 
 
+@pytest.mark.parametrize(("least", "most", "pairs"), [(3, 9, 4), (5, 5, 5), (2, 2, 2)])
+def test_beside_looks_at_even_numbers_of_pairs_below_the_cap(least: int, most: int, pairs: int) -> None:
+    clock, protocol = ScriptedClock(), Protocol(warmup_s=0, min_windows=least, max_windows=most)
+    meter = ScriptedMeter(clock=clock)
+    found = measure_beside(steady(clock), steady(clock), items=1, meter=meter, protocol=protocol, clock=clock)
+    assert len(found.candidate.windows) == len(found.reference.windows) == pairs
+
+
 def test_beside_says_when_its_cap_was_hit() -> None:
     clock = ScriptedClock()
     meter = ScriptedMeter(clock=clock, watts=noisy(0.5, 40, seed=2))
     found = measure_beside(steady(clock), steady(clock), items=1, meter=meter, protocol=QUICK, clock=clock, warm=False)
     assert len(found.candidate.windows) == 10 and "of the ratio is still" in found.warnings[0]
     assert found.ratio.low > 0
-
-
-def test_ratio_intervals_hold_their_promise_without_early_stopping() -> None:
-    held, tries = 0, 300
-    fixed = Protocol(warmup_s=0, min_windows=6, max_windows=6)
-    for seed in range(tries):
-        clock = ScriptedClock()
-        meter = ScriptedMeter(clock=clock, watts=noisy(0.03, 16, seed=seed))
-        found = measure_beside(
-            steady(clock, 0.2), steady(clock, 0.25), items=1, meter=meter, protocol=fixed, clock=clock, seed=seed
-        )
-        held += found.ratio.low <= 0.8 <= found.ratio.high
-    assert 0.91 <= held / tries <= 0.99
 
 
 # --- kept -------------------------------------------------------------------------------------------------------------

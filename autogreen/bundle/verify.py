@@ -1,20 +1,14 @@
 """Does a bundle keep its promise here? Hashes in this process; outputs and energy in a fresh one."""
 
-import json
-import os
-import signal
-import subprocess
-import sys
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from autogreen.bundle.read import read
-from autogreen.engines import environment
 from autogreen.errors import BundleError
 from autogreen.measurement import Interval, Protocol
+from autogreen.process import ask
 
 LIMIT_S = 600.0
 
@@ -97,38 +91,13 @@ def verify(
         "protocol": None if protocol is None else asdict(protocol),
         "meter": None if meter is None else dict(meter),
     }
-    answer = _in_fresh_process(json.dumps(job), device, str(folder), limit_s)
-    if "error" in answer:
-        raise BundleError(answer["error"])
-    return Verification.from_json(answer)
-
-
-def _in_fresh_process(job: str, device: str, what: str, limit_s: float) -> dict[str, Any]:
-    # -P: the working folder, which may be the bundle itself, is no place to import from
-    here = os.pathsep.join(filter(None, (str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH"))))
-    with subprocess.Popen(
-        [sys.executable, "-P", "-m", "autogreen.bundle.worker"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**environment(device), "PYTHONPATH": here},
-        start_new_session=True,
-    ) as process:
-        try:
-            answer, complaints = process.communicate(job, timeout=limit_s)
-        except subprocess.TimeoutExpired:
-            raise BundleError(
-                f"{what} was not verified within {limit_s:g} s and was stopped. Allow more time, or quiet the machine."
-            ) from None
-        finally:
-            with suppress(ProcessLookupError, PermissionError):
-                os.killpg(process.pid, signal.SIGKILL)  # compilers too
-    if process.returncode != 0 or not answer:
-        how = f"exit status {process.returncode}"
-        if process.returncode < 0:
-            how = f"signal {signal.Signals(-process.returncode).name}"
-        last = complaints.strip().splitlines()[-1:] or ["it said nothing"]
-        raise BundleError(f"the process that verified {what} died ({how}); its last words: {last[0]}")
-    found: dict[str, Any] = json.loads(answer)
-    return found
+    found = ask(
+        "autogreen.bundle.worker",
+        job,
+        device=device,
+        what=str(folder),
+        done="verified",
+        limit_s=limit_s,
+        failure=BundleError,
+    )
+    return Verification.from_json(found)

@@ -1,19 +1,18 @@
 """The fresh process of `verify`: one JSON job on standard input, one JSON answer on standard output."""
 
-import json
-import os
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from autogreen.beside import measure_programs
 from autogreen.bundle import golden
 from autogreen.bundle.manifest import Manifest
 from autogreen.bundle.read import examples, load_reference, opened, read
 from autogreen.bundle.verify import Verification
 from autogreen.engines import Program
-from autogreen.errors import AutogreenError, BundleError, MeterError
+from autogreen.errors import BundleError, MeterError
 from autogreen.measurement import Beside, Protocol
+from autogreen.process import answer
 
 
 def check(folder: Path, protocol: Protocol | None, meter: Mapping[str, Any] | None) -> Verification:
@@ -53,8 +52,9 @@ def check(folder: Path, protocol: Protocol | None, meter: Mapping[str, Any] | No
                     "energy not measured. Give the meter the settings of the search."
                 )
             else:
-                beside = _measure(
-                    program, load_reference(folder, manifest), inputs, chosen, protocol or energy.protocol
+                reference = load_reference(folder, manifest)
+                beside, _ = measure_programs(
+                    program, inputs, reference, inputs, meter=chosen, protocol=protocol or energy.protocol
                 )
     found = Verification(
         study=manifest.study,
@@ -88,26 +88,6 @@ def _difference(folder: Path, manifest: Manifest, program: Program, inputs: Any,
     return difference
 
 
-def _measure(program: Program, reference: Program, inputs: Any, meter: Any, protocol: Protocol) -> Beside:
-    import torch
-
-    from autogreen.measure import lease, measure_beside
-    from autogreen.tasks import cut, to_device
-
-    device, batch, other = program.recipe.device, program.recipe.batch, reference.recipe.batch
-    ours, theirs = (to_device(cut(inputs, size)[0], device) for size in (batch, other))
-    with lease():
-        return measure_beside(
-            lambda: program.run(*ours),
-            lambda: reference.run(*theirs),
-            items=batch,
-            reference_items=other,
-            meter=meter,
-            protocol=protocol,
-            synchronize=torch.cuda.synchronize if device.startswith("cuda") else (lambda: None),
-        )
-
-
 def _check_ratio(folder: Path, found: Verification) -> None:
     if found.ratio is None or found.promised is None or found.promised.low <= found.ratio.mean <= found.promised.high:
         return
@@ -120,21 +100,10 @@ def _check_ratio(folder: Path, found: Verification) -> None:
     )
 
 
-def main() -> None:
-    """Answer one job. Whatever third parties print goes to standard error."""
-    answer = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    job = json.load(sys.stdin)
-    try:
-        protocol = None if job["protocol"] is None else Protocol(**job["protocol"])
-        found = check(Path(job["folder"]), protocol, job["meter"]).to_json()
-    except AutogreenError as error:
-        found = {"error": str(error)}
-    except Exception as error:  # noqa: BLE001 - every failure is to reach the one who asked
-        found = {"error": f"{job['folder']} could not be verified: {type(error).__name__}: {error}"}
-    with answer:
-        json.dump(found, answer)
+def _answer(job: Any) -> dict[str, Any]:
+    protocol = None if job["protocol"] is None else Protocol(**job["protocol"])
+    return check(Path(job["folder"]), protocol, job["meter"]).to_json()
 
 
 if __name__ == "__main__":
-    main()
+    answer(_answer)

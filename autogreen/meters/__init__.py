@@ -24,6 +24,7 @@ METERS = Table(
         "nvml": "autogreen.meters.nvml:NvmlMeter",
         "rapl": "autogreen.meters.rapl:RaplMeter",
         "estimate": "autogreen.meters.estimate:EstimateMeter",
+        "replay": "autogreen.meters.replay:ReplayMeter",
     },
 )
 

@@ -1,0 +1,43 @@
+"""Two loaded programs, measured in turns: the one road for verification and comparison."""
+
+from typing import TYPE_CHECKING
+
+from autogreen.engines import Program
+from autogreen.measure import lease, measure_beside
+from autogreen.measurement import Beside, Protocol
+from autogreen.meters import Meter
+from autogreen.recording import SIDES, Tape
+
+if TYPE_CHECKING:
+    from autogreen.tasks import Inputs
+
+
+def measure_programs(
+    program: Program, inputs: "Inputs", other: Program, theirs: "Inputs", *, meter: Meter, protocol: Protocol
+) -> tuple[Beside, tuple[str, ...]]:
+    """Measure `program` beside `other`, each on the first batch of its inputs, on the device of the first.
+
+    Returns:
+        the measurement; and whose each window was, in the order they were taken (see `recording`).
+
+    Raises:
+        MeterError: as `measure_beside`.
+    """
+    import torch
+
+    from autogreen.tasks import cut, to_device
+
+    device, tape = program.recipe.device, Tape(meter)
+    ours = to_device(cut(inputs, program.recipe.batch)[0], device)
+    others = to_device(cut(theirs, other.recipe.batch)[0], device)
+    with lease():
+        beside = measure_beside(
+            tape.of(SIDES[0], lambda: program.run(*ours)),
+            tape.of(SIDES[1], lambda: other.run(*others)),
+            items=program.recipe.batch,
+            reference_items=other.recipe.batch,
+            meter=tape,
+            protocol=protocol,
+            synchronize=torch.cuda.synchronize if device.startswith("cuda") else (lambda: None),
+        )
+    return beside, tuple(tape.order)
