@@ -18,6 +18,9 @@ from autogreen.registry import Table, nearest
 Tier = Literal["measured", "integrated", "estimated"]
 TIERS: tuple[Tier, ...] = get_args(Tier)  # best first
 
+# What can hold a device's clocks down. A power cap is normal at full load; the other three make a reading worthless.
+LIMITS = ("power cap", "thermal slowdown", "hardware slowdown", "power brake")
+
 METERS = Table(
     "meter",
     {
@@ -43,6 +46,17 @@ class Reading:
         duration_s: seconds on a monotonic clock, above 0.
         busy_s: core-seconds of this process and its reaped children; None where the meter does not look.
         foreign_busy_s: core-seconds of everyone else on the machine; None where the meter does not look.
+        steps: (seconds, joules) since the first step of the counter, for each step seen; the last is
+            (duration_s, energy_j). Empty where the meter has no steps or was not asked often enough to see them.
+        sampled_w: mean of the power samples taken meanwhile, a second look at energy_j / duration_s; None: none taken.
+        memory_w: mean power of the board's memory, part of the energy; None: not told.
+        limit_w: the power limit in force; None: not told.
+        limited: what held the clocks down at some time, of `LIMITS`.
+        clock_hz: least and greatest clock seen.
+        temperature_c: greatest temperature seen.
+        guests: other programs that were on the device all the time, in words.
+        disturbed: why the reading must not count, in words (a program came or left, the power limit was moved); None:
+            nothing was seen.
     """
 
     energy_j: float
@@ -51,6 +65,15 @@ class Reading:
     duration_s: float
     busy_s: float | None = None
     foreign_busy_s: float | None = None
+    steps: tuple[tuple[float, float], ...] = ()
+    sampled_w: float | None = None
+    memory_w: float | None = None
+    limit_w: float | None = None
+    limited: tuple[str, ...] = ()
+    clock_hz: tuple[float, float] | None = None
+    temperature_c: float | None = None
+    guests: tuple[str, ...] = ()
+    disturbed: str | None = None
 
 
 class Meter(Protocol):
@@ -84,6 +107,14 @@ class Meter(Protocol):
             MeterError: no window is open, or the reading is not to be trusted (a counter that fell, froze, vanished).
         """
         ...
+
+
+class Unusable(MeterError):
+    """A `MeterError` whose reason and advice `diagnose` shows apart."""
+
+    def __init__(self, reason: str, advice: str) -> None:
+        super().__init__(f"{reason}. {advice}.")
+        self.reason, self.advice = reason, advice
 
 
 @dataclass(frozen=True, kw_only=True)

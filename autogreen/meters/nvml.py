@@ -19,8 +19,8 @@ from threading import Event, Thread
 from typing import ClassVar
 
 from autogreen.errors import ConfigError, MeterError
-from autogreen.meters import Diagnosis, Reading, Tier
-from autogreen.meters.nvml_device import Unusable, find_uuid, load_nvml, lost, open_counter
+from autogreen.meters import Diagnosis, Reading, Tier, Unusable
+from autogreen.meters.nvml_device import find_uuid, load_nvml, lost, open_counter
 
 POLL_S = 0.001  # between two reads; one read takes about 4 ms and releases the interpreter lock
 BACKWARDS_J = 0.01  # counters were seen to fall by a millijoule; more is a reset

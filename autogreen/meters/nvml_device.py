@@ -5,17 +5,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from autogreen.errors import MeterError
+from autogreen.meters import Unusable
 
 RETRY_S = 0.001  # before the second try of a read that failed
-
-
-class Unusable(MeterError):
-    """A `MeterError` whose reason and advice `diagnose` shows apart."""
-
-    def __init__(self, reason: str, advice: str) -> None:
-        super().__init__(f"{reason}. {advice}.")
-        self.reason, self.advice = reason, advice
 
 
 _initialised_in = 0  # the process id: NVML does not survive a fork

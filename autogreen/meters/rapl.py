@@ -19,8 +19,7 @@ from threading import Event, Thread
 from typing import ClassVar
 
 from autogreen.errors import MeterError
-from autogreen.meters import Diagnosis, Reading, Tier
-from autogreen.meters.nvml_device import Unusable
+from autogreen.meters import Diagnosis, Reading, Tier, Unusable
 from autogreen.meters.processor import machine_busy_s, own_busy_s
 from autogreen.meters.rapl_domains import ELSEWHERE, Domain, find_domains, opened
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from autogreen.meters.nvml_device import Unusable
+from autogreen.meters import Unusable
 
 MIRROR_TRIES = 5  # of two dies that are one counter, one may show a step a little later
 MIRROR_NAP_S = 0.0003
