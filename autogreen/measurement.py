@@ -102,6 +102,8 @@ class Measurement:
         tier, boundary: the meter's own words; tiers are never ranked against each other.
         windows: every window in order, discarded ones too.
         warnings: what may be wrong and what to do about it.
+        idle_w: power of the device at rest with the program loaded, so its context and memory held; None: not
+            looked at.
     """
 
     energy_per_item_j: Interval
@@ -111,6 +113,30 @@ class Measurement:
     boundary: str
     windows: tuple[Window, ...]
     warnings: tuple[str, ...] = ()
+    idle_w: float | None = None
+
+    @property
+    def net_energy_per_item_j(self) -> Interval | None:
+        """Joules per item above those of a device at rest for as long; None where rest was not looked at.
+
+        Policies are ranked by gross joules: a device that waits costs its static power all the same.
+        """
+        if self.idle_w is None:
+            return None
+        rest_j = self.idle_w * self.latency_s.mean / self.items_per_call
+        energy = self.energy_per_item_j
+        return Interval(mean=energy.mean - rest_j, low=energy.low - rest_j, high=energy.high - rest_j)
+
+    @property
+    def energy_delay_js(self) -> float:
+        """Energy-delay product of one call, joule-seconds (Gonzalez and Horowitz, "Energy dissipation in general
+        purpose microprocessors", IEEE Journal of Solid-State Circuits 31, 1996)."""
+        return self.energy_per_item_j.mean * self.items_per_call * self.latency_s.mean
+
+    @property
+    def power_w(self) -> float:
+        """Mean power while it ran."""
+        return self.energy_per_item_j.mean * self.items_per_call / self.latency_s.mean
 
     @property
     def range_per_item_j(self) -> Interval:
