@@ -16,13 +16,15 @@ from autogreen import floor, hardware
 from autogreen.engines import ENGINES
 from autogreen.errors import MeterError
 from autogreen.experiment import pick_device
+from autogreen.measurement import Protocol
 from autogreen.meters import Diagnosis, Meter, Tier, choose, diagnose
+from autogreen.meters.processor import machine_busy_s, own_busy_s
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 REST_S = 2.0  # of rest, in which idle power and foreign load are looked at
-BUSY = 0.25  # foreign busy cores from which windows are discarded (`Protocol.foreign_limit`)
+BUSY = Protocol.foreign_limit  # foreign busy cores from which windows are discarded
 NOTICED = 0.05  # busy cores from which a process is named
 NOTHING = "Nothing to do"
 
@@ -251,15 +253,11 @@ class _Load:
 
 
 def _busy_s() -> float | None:
-    """Busy core-seconds of the machine less those of this process; None where the system does not tell."""
-    import psutil
-
+    """Busy core-seconds of the machine less our own; None where the system does not tell."""
     try:
-        times = psutil.cpu_times()
+        return machine_busy_s() - own_busy_s()
     except (OSError, RuntimeError):
         return None
-    kinds = ("user", "nice", "system", "irq", "softirq")
-    return float(sum(getattr(times, kind, 0.0) for kind in kinds)) - time.process_time()
 
 
 def _process_times() -> dict[int, tuple[str, float]]:

@@ -34,6 +34,7 @@ from autogreen.errors import ConfigError, MeterError
 from autogreen.measure import lease, measure
 from autogreen.measurement import Interval, Measurement, Protocol
 from autogreen.meters import Meter, Tier
+from autogreen.techniques.quantization import missing_instructions
 
 if TYPE_CHECKING:
     from autogreen.tasks import Inputs
@@ -267,7 +268,7 @@ def measure_costs(
         torch.backends.cuda.matmul.allow_tf32 = True
         with lease():
             for dtype in WIDTHS:
-                if reason := _missing(dtype, device):
+                if reason := missing_instructions(dtype, device):
                     left_out[dtype] = reason
                     continue
                 try:
@@ -331,23 +332,6 @@ def _copy(device: str, copied: int) -> Callable[[], object]:
 
     source, target = (torch.full((copied,), 0, dtype=torch.uint8, device=device) for _ in range(2))
     return lambda: target.copy_(source)
-
-
-def _missing(dtype: str, device: str) -> str | None:
-    """Why a device has no real kernel for products of a data type, or None."""
-    import torch
-
-    if device.startswith("cuda"):
-        if dtype == "bfloat16" and not torch.cuda.is_bf16_supported(including_emulation=False):
-            return "this GPU computes no bfloat16"
-        return None
-    if dtype in ("bfloat16", "float16"):
-        ask = {"bfloat16": "_is_mkldnn_bf16_supported", "float16": "_is_mkldnn_fp16_supported"}[dtype]
-        if not torch._C._has_mkldnn or not getattr(torch.ops.mkldnn, ask)():
-            return f"this processor has no {dtype} instructions; it would be emulated"
-    if dtype == "int8" and torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
-        return "this processor has no AVX2 instructions for int8"
-    return None
 
 
 def _cache_bytes(device: str, caches: Path = Path("/sys/devices/system/cpu")) -> int | None:

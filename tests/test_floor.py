@@ -174,7 +174,9 @@ def test_measuring_a_real_processor(monkeypatch: pytest.MonkeyPatch) -> None:
         return product(dtype, device, side)
 
     monkeypatch.setattr(floor, "_product", broken)
-    monkeypatch.setattr(floor, "_missing", lambda dtype, device: None if dtype in ("float32", "int8") else "not here")
+    monkeypatch.setattr(
+        floor, "missing_instructions", lambda dtype, device: None if dtype in ("float32", "int8") else "not here"
+    )
     costs = measure_costs("cpu", ScriptedMeter(watts=100.0), protocol=QUICK, side=64, copied=1 << 16)
     assert set(costs.flop_pj) == {"float32"} and costs.flop_pj["float32"].mean > 0 and costs.byte_pj.mean > 0
     assert costs.left_out == {
@@ -187,7 +189,7 @@ def test_measuring_a_real_processor(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_int8_takes_the_kernel_that_programs_take() -> None:
-    if floor._missing("int8", "cpu"):
+    if floor.missing_instructions("int8", "cpu"):
         pytest.skip("no int8 kernel on this processor")
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as recorded:
         floor._product("int8", "cpu", 32)()

@@ -91,20 +91,37 @@ class Quantization:
 
 def missing_kernel(scheme: str, *, device: str, engine: str) -> str | None:
     """Why this device and engine have no real kernel for the scheme, or None."""
-    import torch
-
     if scheme == "bf16":
-        if device.startswith("cuda"):
-            return None if torch.cuda.is_bf16_supported(including_emulation=False) else "this GPU computes no bfloat16"
-        if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-            return "this processor has no bfloat16 instructions (AVX-512 BF16 or AMX); bf16 would be emulated"
+        return missing_instructions("bfloat16", device)
     if scheme == "w8a8":
         if device.startswith("cuda"):
             return "its int8 kernels are those of x86 processors; there is no road to int8 on a GPU here yet"
-        if torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
-            return "this processor has no AVX2 instructions for int8"
+        if reason := missing_instructions("int8", device):
+            return reason
         if engine != "inductor":
             return f"the {engine!r} engine runs it as dequantize, float32, quantize: simulated; use inductor"
+    return None
+
+
+def missing_instructions(dtype: str, device: str) -> str | None:
+    """Why a device multiplies matrices of a data type ("bfloat16", "float16", "int8", else: always) by emulation only,
+    or None."""
+    import torch
+
+    if device.startswith("cuda"):
+        if dtype == "bfloat16" and not torch.cuda.is_bf16_supported(including_emulation=False):
+            return "this GPU computes no bfloat16"
+        return None
+    needs = {
+        "bfloat16": ("_is_mkldnn_bf16_supported", "AVX-512 BF16 or AMX"),
+        "float16": ("_is_mkldnn_fp16_supported", "AVX-512 FP16 or AMX FP16"),
+    }
+    if dtype in needs:
+        ask, which = needs[dtype]
+        if not torch._C._has_mkldnn or not getattr(torch.ops.mkldnn, ask)():
+            return f"this processor has no {dtype} instructions ({which}); it would be emulated"
+    if dtype == "int8" and torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
+        return "this processor has no AVX2 instructions for int8"
     return None
 
 
