@@ -10,9 +10,8 @@ import copy
 import json
 import os
 import shutil
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from autogreen import hardware, quality
+from autogreen import floor, hardware, quality
 from autogreen.anatomy import Anatomy, survey
+from autogreen.billing import Watch
 from autogreen.engines import ENGINES, Program, Recipe, profile
 from autogreen.errors import AutogreenError, EvaluationError, MeterError, RefusedError
 from autogreen.evaluation import Evaluation, Published, Request
@@ -32,10 +32,9 @@ from autogreen.meters import Meter, choose
 from autogreen.tasks import Inputs, Scores, Split, Task, cut, plain, rows, to_device
 from autogreen.tasks.trees import pack
 from autogreen.techniques import TECHNIQUES, Context
-from autogreen.techniques.quantization import check_kernels
+from autogreen.techniques.quantization import RUNS_IN, check_kernels
 from autogreen.workload import Workload
 
-UNLIMITED = float("inf")
 GOLDEN = 64  # examples kept for bundles, at least
 
 
@@ -61,11 +60,13 @@ class Evaluator:
         self._loaded: tuple[str, Program] | None = None
         self._baseline: nn.Module | None = None
         self._anatomy: Anatomy | None = None
+        self._chosen: Meter | None = None
+        self._costs: floor.UnitCosts | None = None
 
     def prepare(self) -> dict[str, Any]:
         """Build the baseline; return its anatomy, the machine, the meter and what was spent."""
         meter = self._meter()
-        with _Watch(self._meter()) as watch:
+        with Watch(meter) as watch:
             with watch.phase("training"):
                 self._all_cores()
                 model = self._start("baseline")
@@ -81,16 +82,29 @@ class Evaluator:
             "spent_j": spent_j,
         }
 
+    def unit_costs(self) -> dict[str, Any]:
+        """Measure what work costs this device at least, unless that is kept from before; return what was spent.
+
+        Raises:
+            MeterError: the meter cannot be read, or other programs are running.
+        """
+        with Watch(self._meter()) as watch:
+            if self._kept_costs() is None:
+                with watch.measuring() as meter:
+                    self._costs = floor.measure_costs(self.setup.device, meter)
+                floor.keep(self._costs, self.setup.cache)
+            return {"seconds": watch.seconds, "spent_j": watch.spent_j()}
+
     def evaluate(self, request: Request) -> Evaluation:
         """Apply, gate, save, load, check, score and measure one policy.
 
         Raises:
             AutogreenError: the policy failed or cannot really be applied; the study goes on.
         """
-        with _Watch(self._meter(), request.limit_s, request.limit_j) as watch:
+        with Watch(self._meter(), request.limit_s, request.limit_j) as watch:
             return self._evaluate(request, watch)
 
-    def _evaluate(self, request: Request, watch: "_Watch") -> Evaluation:
+    def _evaluate(self, request: Request, watch: Watch) -> Evaluation:
         parts, study = request.effect.parts, self.setup.folder
         recipe = self._recipe(parts)
         example = self._example(recipe.batch)
@@ -98,6 +112,8 @@ class Evaluator:
         with watch.phase("training"):
             self._all_cores()
             trained = self._train(parts, request, example, watch.check)
+            schemes = parts.get("quantization", {})
+            work = floor.count(trained, example, {layer: RUNS_IN[scheme] for layer, scheme in schemes.items()})
 
         folder = study / "artifacts" / request.key
         partial = folder.with_name(f".{folder.name}.{os.getpid()}")
@@ -107,7 +123,7 @@ class Evaluator:
                 program = self._build(parts, trained, example, recipe, partial, watch.check)
             with watch.phase("scoring"):
                 kernels, memory = profile.trace(program, example)
-                check_kernels(parts.get("quantization", {}), self._units("quantization"), kernels)
+                check_kernels(schemes, self._units("quantization"), kernels)
                 scores = self._score(program, "validation")
                 size = sum(path.stat().st_size for path in partial.glob("model.*"))
                 found = Evaluation(
@@ -122,12 +138,13 @@ class Evaluator:
                     memory_bytes=size + memory,
                     recipe=recipe,
                     kernels=kernels,
+                    work=work,
                 )
             if found.loss is None or request.max_loss is None or found.loss.low <= request.max_loss:
-                with watch.measuring():
-                    measured = self._measure(program, example, request.reference, self.setup.protocol)
-                    watch.power_w = _power_w(measured["measurement"])
-                found = replace(found, status="measured", **measured)
+                with watch.measuring() as meter:
+                    measured = self._measure(program, example, request.reference, meter, self.setup.protocol)
+                above = self._times_above_floor(found, measured["measurement"])
+                found = replace(found, status="measured", **measured, times_above_floor=above)
                 quality.keep(study, request.key, "validation", scores)
                 shutil.rmtree(folder, ignore_errors=True)
                 partial.rename(folder)
@@ -135,9 +152,11 @@ class Evaluator:
             shutil.rmtree(partial, ignore_errors=True)
         return replace(found, seconds=watch.seconds, spent_j=watch.spent_j())
 
-    def publish(self, key: str, recipe: Recipe, reference: str, protocol: Protocol) -> Published:
-        """Judge an artifact on the test split and measure it afresh beside the reference."""
-        with _Watch(self._meter()) as watch:
+    def publish(self, evaluation: Evaluation, reference: str, protocol: Protocol) -> Published:
+        """Judge the artifact of an evaluation on the test split and measure it afresh beside the reference."""
+        key, recipe = evaluation.key, evaluation.recipe
+        assert recipe is not None, "what is published was measured"
+        with Watch(self._meter()) as watch:
             with watch.phase("compiling"):
                 program = self._program(key, recipe)
                 example = self._example(recipe.batch)
@@ -145,14 +164,14 @@ class Evaluator:
             with watch.phase("scoring"):
                 theirs = self._test_scores(reference)
                 ours = self._test_scores(key, program)
-            with watch.measuring():
-                measured = self._measure(program, example, reference, protocol)
-                watch.power_w = _power_w(measured["measurement"])
+            with watch.measuring() as meter:
+                measured = self._measure(program, example, reference, meter, protocol)
             return Published(
                 key=key,
                 test=quality.mean(ours),
                 test_loss=quality.loss(theirs, ours),
                 **measured,
+                times_above_floor=self._times_above_floor(evaluation, measured["measurement"]),
                 seconds=watch.seconds,
                 spent_j=watch.spent_j(),
             )
@@ -194,8 +213,10 @@ class Evaluator:
         program.run(*example)
         return program
 
-    def _measure(self, program: Program, example: Inputs, reference: str | None, protocol: Protocol) -> dict[str, Any]:
-        meter, batch = self._meter(), program.recipe.batch
+    def _measure(
+        self, program: Program, example: Inputs, reference: str | None, meter: Meter, protocol: Protocol
+    ) -> dict[str, Any]:
+        batch = program.recipe.batch
         synchronize = torch.cuda.synchronize if self.setup.device.startswith("cuda") else (lambda: None)
 
         def call() -> None:
@@ -217,6 +238,17 @@ class Evaluator:
                 synchronize=synchronize,
             )
         return {"measurement": beside.candidate, "ratio": beside.ratio}
+
+    def _times_above_floor(self, found: Evaluation, measured: Measurement) -> float | None:
+        """None where nothing bounds it: unit costs that could not be measured, a kernel that nobody recognised.
+
+        Raises:
+            MeterError: the measurement lies below the floor.
+        """
+        costs = self._kept_costs()
+        if costs is None or found.work is None:
+            return None
+        return floor.times_above_floor(measured, found.work, costs, {kernel.precision for kernel in found.kernels})
 
     def _score(self, model: Callable[..., Any], split: Split) -> Scores:
         """Let the task judge, handing it the model's own output type."""
@@ -319,88 +351,21 @@ class Evaluator:
         return quality.load(self.setup.folder, key, "test")
 
     def _meter(self) -> Meter:
-        settings = dict(self.setup.meter)
-        return choose(self.setup.device, settings.pop("name", "auto"), **settings)
+        """The one meter of bill and measurements; it may own a process and a calibration of seconds."""
+        if self._chosen is None:
+            settings = dict(self.setup.meter)
+            self._chosen = choose(self.setup.device, settings.pop("name", "auto"), **settings)
+        return self._chosen
+
+    def _kept_costs(self) -> floor.UnitCosts | None:
+        """This device's unit costs by this meter, where they are known."""
+        if self._costs is None:
+            with suppress(MeterError):  # what is damaged is measured anew, by `unit_costs`
+                self._costs = floor.kept(hardware.describe(self.setup.device), self._meter(), self.setup.cache)
+        return self._costs
 
     def _all_cores(self) -> None:
         torch.set_num_threads(os.cpu_count() or 1)
-
-
-class _Watch:
-    """Times phases, keeps the bill, and raises once a hard cap on seconds or joules is passed."""
-
-    LOOK_S = 1.0  # reading the meter at every training step would cost more than it saves
-
-    def __init__(self, meter: Meter, limit_s: float | None = None, limit_j: float | None = None) -> None:
-        self.seconds: dict[str, float] = {}
-        self.power_w = 0.0
-        self._meter = meter
-        self._limit_s = limit_s if limit_s is not None else UNLIMITED
-        self._limit_j = limit_j if limit_j is not None else UNLIMITED
-        self._spent_j = 0.0
-        self._began = self._lap_began = time.monotonic()
-
-    def __enter__(self) -> "_Watch":
-        self._meter.start()
-        return self
-
-    def __exit__(self, *failure: object) -> None:
-        self._lap()  # whatever happened: a window left open would disturb every later one
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        began = time.monotonic()
-        self.check()
-        try:
-            yield
-        finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - began
-
-    @contextmanager
-    def measuring(self) -> Iterator[None]:
-        """A phase that has the meter to itself, for a second window would disturb the first; it is billed at the
-        power that it measured, left in `power_w`."""
-        self._lap()
-        try:
-            with self.phase("measuring"):
-                yield
-        finally:
-            self._bill(self.power_w)
-            self._meter.start()
-
-    def check(self) -> None:
-        now = time.monotonic()
-        if now - self._began > self._limit_s:
-            raise EvaluationError(f"the time limit of {self._limit_s:.0f} s has passed.")
-        due = self._limit_j < UNLIMITED and now - self._lap_began > self.LOOK_S
-        if due and self.spent_j() > self._limit_j:
-            raise EvaluationError(f"the energy limit of {self._limit_j:.0f} J has passed.")
-
-    def spent_j(self) -> float:
-        """Joules spent since the watch began."""
-        self._lap()
-        self._meter.start()
-        return self._spent_j
-
-    def _lap(self) -> None:
-        """Close the meter's window; one too short for the meter is billed at the last known power."""
-        try:
-            reading = self._meter.stop()
-            self.power_w = reading.energy_j / reading.duration_s
-        except MeterError:
-            pass
-        self._bill(self.power_w)
-
-    def _bill(self, power_w: float) -> None:
-        now = time.monotonic()
-        self._spent_j += power_w * (now - self._lap_began)
-        self._lap_began = now
-
-
-def _power_w(measurement: Measurement) -> float:
-    """Mean power over the windows that were used."""
-    readings = [window.reading for window in measurement.windows if window.used and window.reading]
-    return sum(reading.energy_j for reading in readings) / sum(reading.duration_s for reading in readings)
 
 
 def _joined(parts: list[Inputs]) -> Inputs:

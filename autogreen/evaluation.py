@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from autogreen.engines import Kernel, Recipe
+from autogreen.floor import Work
 from autogreen.measurement import Interval, Measurement
 from autogreen.policy import Effect
 
@@ -40,6 +41,8 @@ class Evaluation:
     status: `measured`; or `gated`: its quality was hopeless and no joules were spent on measuring it.
     quality: mean score on validation. loss: reference minus this, paired per example; None for a reference.
     energy_per_item_j, latency_s: from `measurement`; ratio: energy per item over the reference's, interleaved.
+    work: FLOPs and bytes of one call, at least. times_above_floor: joules over the least that this work can cost on the
+    device (see `floor`), 1 or more within the intervals; None where nothing bounds it.
     size_bytes: the artifact's. memory_bytes: weights and the peak of what one call allocates.
     seconds: by phase. spent_j: all that this evaluation cost, training and compilers included.
     """
@@ -57,6 +60,8 @@ class Evaluation:
     memory_bytes: int | None = None
     recipe: Recipe | None = None
     kernels: tuple[Kernel, ...] = ()
+    work: Work | None = None
+    times_above_floor: float | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
     spent_j: float = 0.0
 
@@ -81,19 +86,21 @@ class Evaluation:
                 "measurement": None if data["measurement"] is None else Measurement.from_json(data["measurement"]),
                 "recipe": None if data["recipe"] is None else Recipe(**data["recipe"]),
                 "kernels": tuple(Kernel(**kernel) for kernel in data["kernels"]),
+                "work": None if data.get("work") is None else Work(**data["work"]),
             }
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """A front member measured afresh and judged once on the test split."""
+    """A front member measured afresh and judged once on the test split. times_above_floor: as of an `Evaluation`."""
 
     key: str
     test: Interval
     test_loss: Interval
     ratio: Interval
     measurement: Measurement
+    times_above_floor: float | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
     spent_j: float = 0.0
 

@@ -13,14 +13,16 @@ device: cpu                                  # or cuda:0; by default the first G
 executor: local
 finalists: 6                                 # front members measured afresh and judged on the test split
 tracking: null                               # an MLflow server; by default sqlite beside the runs
+carbon: {g_per_kwh: 380, source: "..., 2025"}  # grams of CO2 equivalent; absent: none is told anywhere
 """
 
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from autogreen.carbon import Carbon
 from autogreen.errors import AutogreenError, ConfigError, RefusedError
 from autogreen.measurement import Protocol
 from autogreen.meters import Tier
@@ -28,6 +30,9 @@ from autogreen.registry import nearest, resolve
 from autogreen.schema import build, check_keys, read_yaml
 from autogreen.space import SearchSpace
 from autogreen.workload import Workload
+
+if TYPE_CHECKING:
+    from autogreen.evaluation import Evaluation
 
 SAMPLERS = ("tpe", "nsgaii", "nsgaiii", "gp", "random")
 
@@ -47,6 +52,17 @@ class Constraints:
         for name, value in vars(self).items():
             if value is not None and not 0 <= value < float("inf"):
                 raise ConfigError(f"{name} must be 0 or more, not {value!r}")
+
+    def excess(self, evaluation: "Evaluation") -> dict[str, float]:
+        """For every constraint by how much it is missed (0 or less: it holds); a loss only beyond its interval."""
+        latency = evaluation.measurement.latency_s.mean if evaluation.measurement else None
+        pairs = {
+            "max_loss": (evaluation.loss.low if evaluation.loss else None, self.max_loss),
+            "max_latency_s": (latency, self.max_latency_s),
+            "max_size_bytes": (evaluation.size_bytes, self.max_size_bytes),
+            "max_memory_bytes": (evaluation.memory_bytes, self.max_memory_bytes),
+        }
+        return {name: value - limit for name, (value, limit) in pairs.items() if None not in (value, limit)}  # type: ignore[operator]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +102,7 @@ class Experiment:
     executor: str = "local"
     finalists: int = 6
     tracking: str | None = None
+    carbon: Carbon | None = None
 
     def __post_init__(self) -> None:
         from autogreen.executors import EXECUTORS
@@ -125,11 +142,18 @@ class Experiment:
     def to_json(self) -> dict[str, Any]:
         """Plain data for records."""
         values = {name: getattr(self, name) for name in _SCALARS}
-        parts = {name: asdict(getattr(self, name)) for name in _PARTS}
+        held = {name: getattr(self, name) for name in _PARTS}
+        parts = {name: None if part is None else asdict(part) for name, part in held.items()}
         return {"name": self.name, "task": self.task_text, "space": self.space.to_json(), **parts, **values}
 
 
-_PARTS = {"workload": Workload, "constraints": Constraints, "protocol": Protocol, "budget": Budget}
+_PARTS = {
+    "workload": Workload,
+    "constraints": Constraints,
+    "protocol": Protocol,
+    "budget": Budget,
+    "carbon": Carbon,
+}
 _SCALARS = {
     "sampler": str,
     "seed": int,

@@ -23,7 +23,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from autogreen.tasks import Inputs
 
 WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}  # bytes of one number
-PROTOCOL = Protocol(warmup_s=0.2, window_s=0.3, min_windows=3, max_windows=5, target_relative=0.05)
+PROTOCOL = Protocol(warmup_s=0.2, window_s=0.1, min_windows=6, max_windows=12, target_relative=0.05)
 SIDES = {"cpu": 1024, "cuda": 8192}  # of the square matrices: large enough for full speed, small enough for a window
 COPY_BYTES = {"cpu": 256 << 20, "cuda": 2 << 30}  # at least; and four times the caches
 MOVED = {"cpu": 3, "cuda": 2}  # bytes per byte copied, at most
@@ -108,10 +108,10 @@ class UnitCosts:
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """Of one call. flops: multiplications and additions of its matrix products and convolutions, at least. weights:
-    numbers that these read from the model. io_bytes: inputs and outputs."""
+    """Of one call. flops: multiplications and additions of its matrix products and convolutions, at least, by the data
+    type they are to run in. weights: numbers that these read from the model. io_bytes: inputs and outputs."""
 
-    flops: float
+    flops: Mapping[str, float]
     weights: int
     io_bytes: int
 
@@ -126,7 +126,8 @@ def times_above_floor(
 
     Args:
         work: of one call of what was measured; counted on the float model, it holds for lower precisions too.
-        precisions: of the matrix kernels that ran (`Kernel.precision`); all work is taken to be in the cheapest.
+        precisions: of the matrix kernels that ran (`Kernel.precision`), none left out. When one of them was not
+            planned, nobody knows which work it did: all of it is taken to be in the cheapest.
 
     Raises:
         MeterError: the measurement lies below the floor with its whole interval, or comes from another meter.
@@ -137,14 +138,18 @@ def times_above_floor(
             f"({measurement.tier}: {measurement.boundary}); tiers are never held against each other. Measure the unit "
             "costs with this one: autogreen doctor --floor."
         )
-    touched = work.weights * min((WIDTHS[dtype] for dtype in precisions), default=0) + work.io_bytes
-    bound_j = min((costs.lower_bound_j({dtype: work.flops}, touched) for dtype in precisions), default=0.0)
+    if not precisions:  # no kernel was recognised: what ran is not known
+        return None
+    planned, total = {dtype for dtype, flops in work.flops.items() if flops}, math.fsum(work.flops.values())
+    ways = [work.flops] if planned and planned >= set(precisions) else [{d: total} for d in planned.union(precisions)]
+    touched = work.weights * min(WIDTHS.get(dtype, 8) for dtype in planned.union(precisions)) + work.io_bytes
+    bound_j = min(costs.lower_bound_j(way, touched) for way in ways)
     if bound_j <= 0:
         return None
     energy, items = measurement.energy_per_item_j, measurement.items_per_call
     if energy.high * items < bound_j:
         raise MeterError(
-            f"measured {energy.mean * items:.3g} J a call, but its {work.flops:.3g} FLOPs ({', '.join(precisions)}) "
+            f"measured {energy.mean * items:.3g} J a call, but its {total:.3g} FLOPs ({', '.join(sorted(precisions))}) "
             f"and {touched:.3g} bytes cost at least {bound_j:.3g} J here, at the best unit costs of {costs.machine} "
             f"({costs.measured}): the window missed a part of the work (still queued when it closed, or a counter that "
             "stood still). Measure again; after a change of clocks or of the power limit renew the unit costs first: "
@@ -153,8 +158,13 @@ def times_above_floor(
     return energy.mean * items / bound_j
 
 
-def count(model: Callable[..., Any], example: "Inputs") -> Work:
-    """Run the model once on the example and count. Not for compiled programs, into which nobody sees."""
+def count(model: Callable[..., Any], example: "Inputs", lowered: Mapping[str, str] | None = None) -> Work:
+    """Run the model once on the example and count. Not for compiled programs, into which nobody sees.
+
+    Args:
+        model: in floating point, before any layer is lowered.
+        lowered: data type that a layer is to run in, by its dotted name; the others run in the model's own.
+    """
     import torch
     from torch.utils._pytree import tree_leaves
     from torch.utils.flop_counter import FlopCounterMode
@@ -166,16 +176,35 @@ def count(model: Callable[..., Any], example: "Inputs") -> Work:
     with torch.no_grad(), reads, FlopCounterMode(display=False, custom_mapping=convolutions) as counter:
         outputs = model(*args, **kwargs)
     held = [*model.parameters(), *model.buffers()] if isinstance(model, torch.nn.Module) else []
+    counts = counter.get_flop_counts()
+    flops = {_plain_dtype(held): _flops(counts.get("Global", {}))}
+    for layer, dtype in (lowered or {}).items():  # the counter names a layer by its root's class and its own path
+        part = _flops(counts.get(f"{type(model).__name__}.{layer}", {}))
+        flops[_plain_dtype(held)] -= part
+        flops[dtype] = flops.get(dtype, 0.0) + part
     weights = {leaf.untyped_storage().data_ptr(): leaf.numel() for leaf in held}
     leaves = [leaf for leaf in tree_leaves((args, kwargs, outputs)) if isinstance(leaf, torch.Tensor)]
     return Work(
-        flops=sum(
-            flops / (CAUSAL if "attention" in str(operation) else 1)
-            for operation, flops in counter.get_flop_counts().get("Global", {}).items()
-        ),
+        flops={dtype: amount for dtype, amount in flops.items() if amount},
         weights=sum(numel for storage, numel in weights.items() if storage in reads.storages),
         io_bytes=sum(leaf.numel() * leaf.element_size() for leaf in leaves),
     )
+
+
+def _flops(by_operation: Mapping[Any, int]) -> float:
+    return math.fsum(
+        flops / (CAUSAL if "attention" in str(operation) else 1) for operation, flops in by_operation.items()
+    )
+
+
+def _plain_dtype(held: Iterable[Any]) -> str:
+    """The data type of most floating-point numbers of a model; float32 where it holds none."""
+    numbers: dict[str, int] = {}
+    for leaf in held:
+        if leaf.is_floating_point():
+            dtype = str(leaf.dtype).removeprefix("torch.")
+            numbers[dtype] = numbers.get(dtype, 0) + leaf.numel()
+    return max(numbers, key=lambda dtype: numbers[dtype], default="float32")
 
 
 def _convolution_flops(
@@ -356,8 +385,8 @@ def _cache_bytes(device: str, caches: Path = Path("/sys/devices/system/cpu")) ->
 
 
 def keep(costs: UnitCosts, cache: Path) -> Path:
-    """Write the costs into `cache`/floor, one file a machine, driver and PyTorch; return the file."""
-    path = _file({"machine": costs.machine, "driver": costs.driver, "torch": costs.torch}, cache)
+    """Write the costs into `cache`/floor, one file a machine, driver, PyTorch and meter; return the file."""
+    path = _file({key: getattr(costs, key) for key in ("machine", "driver", "torch", "tier", "boundary")}, cache)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(costs.to_json(), indent=2, allow_nan=False))
@@ -365,13 +394,14 @@ def keep(costs: UnitCosts, cache: Path) -> Path:
     return path
 
 
-def kept(described: Mapping[str, Any], cache: Path) -> UnitCosts | None:
-    """The costs of this machine (`hardware.describe`), driver and PyTorch; None where they were never measured.
+def kept(described: Mapping[str, Any], meter: Meter, cache: Path) -> UnitCosts | None:
+    """The costs of this machine (`hardware.describe`), driver and PyTorch by this meter; None where they were never
+    measured.
 
     Raises:
-        MeterError: the file is damaged.
+        MeterError: the file is damaged, or the meter cannot tell its boundary.
     """
-    path = _file(_identity(described), cache)
+    path = _file({**_identity(described), "tier": meter.tier, "boundary": meter.boundary}, cache)
     if not path.exists():
         return None
     try:

@@ -23,6 +23,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any
 
+from autogreen.carbon import J_PER_WH, Carbon
 from autogreen.errors import ConfigError, StudyError
 from autogreen.evaluation import Evaluation
 from autogreen.measurement import Interval
@@ -192,6 +193,17 @@ class Front:
         hint = nearest(text, [*RULES[:-1], *(point.id for point in self.members)])
         raise ConfigError(f"no rule or member {rule!r}.{hint} Rules: {', '.join(RULES)}. Members: {ids}.")
 
+    def finalists(self, count: int) -> list[Point]:
+        """Members to look at more closely: the knee, which is exported unless something else is asked for; those proven
+        distinct; then the others, evenly from cheapest to best."""
+        if not self.members:
+            return []
+        knee = self.pick("knee")
+        first = [knee, *(point for point in self.steps if point.id != knee.id)][:count]
+        others = [point for point in self.members if point not in first]
+        room = count - len(first)
+        return [*first, *(others if len(others) <= room else [others[i * len(others) // room] for i in range(room)])]
+
     def _bounded(self, rule: str, kind: str, number: str) -> Point:
         try:
             limit = float(number)
@@ -235,34 +247,43 @@ class Front:
 
     def to_json(self) -> dict[str, Any]:
         """One JSON object without NaN or infinity; what is unknown is None."""
-        results = self.results
+        results, carbon = self.results, self.results.carbon
+        bill_j = results.bill.energy_j
         gated = {name: found for name, found in results.controls.items() if found.measurement is None}
-        data = {
+        data: dict[str, Any] = {
             "study": results.study,
             "task": results.task,
             "workload": results.workload,
             "hardware": results.hardware,
             "unit": f"J per {results.item}",
-            "baseline": _told(self.baseline),
-            "plain": _told(self.plain) if self.plain else None,
-            "controls": {point.name: {**_told(point), "quality_loss": asdict(point.loss)} for point in self.controls}
+            "baseline": _told(self.baseline, carbon),
+            "plain": _told(self.plain, carbon) if self.plain else None,
+            "controls": {
+                point.name: {**_told(point, carbon), "quality_loss": asdict(point.loss)} for point in self.controls
+            }
             | {name: _unmeasured(found) for name, found in gated.items()},
             "front": [self._told_member(point) for point in self.members],
             "search": {
                 "trials": len(results.trials),
                 "measured": len(results.measured),
-                "energy_j": results.bill.energy_j,
+                "energy_j": bill_j,
+                "energy_wh": bill_j / J_PER_WH,
+                "tier": results.tier,
+                "boundary": results.boundary,
                 "seconds": results.bill.total_s,
                 "break_even_items": self.break_even_items,
             },
         }
+        if carbon is not None:
+            data["carbon"] = asdict(carbon)
+            data["search"]["emission_g"] = carbon.emission_g(bill_j)
         cleaned: dict[str, Any] = _plain(data)
         return cleaned
 
     def _told_member(self, point: Point) -> dict[str, Any]:
         told = {
             "id": point.id,
-            **_told(point),
+            **_told(point, self.results.carbon),
             "policy": point.trial.policy if point.trial else None,
             "kernels": [asdict(kernel) for kernel in point.evaluation.kernels],
             "quality_loss": asdict(point.loss),
@@ -310,12 +331,18 @@ def _knee(members: tuple[Point, ...], best: Point) -> Point:
     return min(members, key=height_over_ideal)
 
 
-def _told(point: Point) -> dict[str, Any]:
+def _told(point: Point, carbon: Carbon | None) -> dict[str, Any]:
+    """tier and boundary hold for every figure of energy."""
+    net = point.net_energy_per_item_j
     return {
         "quality": point.quality.mean,
         "quality_low": point.quality.low,
         "quality_high": point.quality.high,
         "energy_per_item_j": {**asdict(point.energy_per_item_j), "tier": point.measurement.tier},
+        "net_energy_per_item_j": None if net is None else {**asdict(net), "tier": point.measurement.tier},
+        **point.figures(carbon),
+        "tier": point.measurement.tier,
+        "boundary": point.measurement.boundary,
         "latency_s": point.measurement.latency_s.mean,
         "size_bytes": point.evaluation.size_bytes,
     }

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from autogreen import hardware
+from autogreen.carbon import J_PER_WH, Carbon
 from autogreen.evaluation import Evaluation
 from autogreen.front import Front, progress
 from autogreen.page import html
@@ -65,11 +66,12 @@ def children(front: Front) -> Iterator[Run]:
     others = {"baseline": results.baseline, "plain use": results.plain, **results.controls}
     for name, evaluation in others.items():
         role = "reference" if name in ("baseline", "plain use") else "control"
-        told = {"state": evaluation.status, "role": role, "on_front": "false", "tier": results.tier}
+        told = {"state": evaluation.status, "role": role, "on_front": "false"}
+        told |= {"tier": results.tier, "boundary": results.boundary}
         yield Run(
             key=f"{role} {name}",
             name=name,
-            metrics=_metrics(evaluation, placed.get(evaluation.key)),
+            metrics=_metrics(evaluation, placed.get(evaluation.key), results.carbon),
             tags=told | {"policy_id": evaluation.effect.id},
             files=_files(evaluation, evaluation.effect.parts),
         )
@@ -84,6 +86,7 @@ def children(front: Front) -> Iterator[Run]:
             "feasible": str(trial.feasible).lower(),
             "on_front": str(trial.number in on_front).lower(),
             "tier": results.tier,
+            "boundary": results.boundary,
             "autogreen.trial": trial.number,
         }
         yield Run(
@@ -91,7 +94,7 @@ def children(front: Front) -> Iterator[Run]:
             name=f"trial {trial.number}",
             status="FAILED" if trial.state == "failed" else "FINISHED",
             params=trial.params,
-            metrics=_metrics(found, point) if found else {},
+            metrics=_metrics(found, point, results.carbon) if found else {},
             tags=tags
             | ({"policy_id": found.effect.id, "does": point.words if point else ""} if found else {})
             | ({"reason": trial.reason} if trial.reason else {}),
@@ -101,7 +104,7 @@ def children(front: Front) -> Iterator[Run]:
 
 def parent(front: Front) -> Run:
     """The sweep's own run, without its curves."""
-    results = front.results
+    results, carbon = front.results, front.results.carbon
     told = front.to_json()
     return Run(
         key="sweep",
@@ -113,6 +116,8 @@ def parent(front: Front) -> Run:
                 "front": len(front.members),
                 "steps": len(front.steps),
                 "search_energy_j": results.bill.energy_j,
+                "search_energy_wh": results.bill.energy_j / J_PER_WH,
+                "search_emission_g": None if carbon is None else carbon.emission_g(results.bill.energy_j),
                 "search_seconds": told["search"]["seconds"],
                 "break_even_items": front.break_even_items,
             }
@@ -122,6 +127,7 @@ def parent(front: Front) -> Run:
             "tier": results.tier,
             "boundary": results.boundary,
             "item": results.item,
+            **({} if carbon is None else {"carbon": carbon.words}),
             "mlflow.note.content": " ".join(front.verdicts()),
             "mlflow.loggedArtifacts": json.dumps([{"path": "front_table.json", "type": "table"}]),
         },
@@ -149,7 +155,7 @@ def curves(front: Front) -> dict[str, dict[int, float]]:
 # --- what MLflow accepts ----------------------------------------------------------------------------------------------
 
 
-def _metrics(evaluation: Evaluation, point: Point | None) -> dict[str, float]:
+def _metrics(evaluation: Evaluation, point: Point | None, carbon: Carbon | None) -> dict[str, float]:
     found: dict[str, Any] = {
         **_ends("quality", evaluation.quality),
         **_ends("quality_loss", point.loss if point else evaluation.loss),
@@ -159,6 +165,7 @@ def _metrics(evaluation: Evaluation, point: Point | None) -> dict[str, float]:
     }
     if point:
         found |= _ends("energy_per_item_j", point.energy_per_item_j) | _ends("energy_ratio", point.ratio)
+        found |= _ends("net_energy_per_item_j", point.net_energy_per_item_j) | point.figures(carbon)
         found |= _ends("latency_s", point.measurement.latency_s)
         if point.published:
             found |= _ends("test_quality", point.published.test) | _ends("test_loss", point.published.test_loss)

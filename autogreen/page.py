@@ -8,11 +8,12 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from autogreen.carbon import J_PER_WH
 from autogreen.errors import ConfigError
 from autogreen.front import Front
 from autogreen.picture import series, title, window
 from autogreen.point import Point
-from autogreen.wording import plain_spread, quantity, spread
+from autogreen.wording import plain_spread, quantity, spread, times
 
 
 def html(front: Front) -> str:
@@ -75,6 +76,9 @@ def hover(front: Front, point: Point) -> list[str]:
     if tier == "estimated":
         possible = point.range_per_item_j
         lines.append(f"the truth may lie from {quantity(possible.low, 'J')} to {quantity(possible.high, 'J')}")
+    lines.append(_more(front, point))
+    if point.times_above_floor is not None:
+        lines.append(f"{times(point.times_above_floor)} the least energy that this work can cost here")
     lines.append(f"quality {point.quality.mean:.4f}, loss {plain_spread(point.loss)}")
     if point.published:
         lines.append(
@@ -91,6 +95,19 @@ def hover(front: Front, point: Point) -> list[str]:
     if point.ties:
         lines.append("cannot be told from " + ", ".join(point.ties[:4]) + (" …" if point.ties[4:] else ""))
     return lines
+
+
+def _more(front: Front, point: Point) -> str:
+    """Other forms of the same energy, in one line."""
+    carbon, joules = front.results.carbon, point.energy_per_item_j.mean
+    said = [quantity(joules / J_PER_WH, "Wh")]
+    if carbon is not None:
+        said.append(quantity(carbon.emission_g(joules), "gCO2e"))
+    said = [f"{' = '.join(said)} per {front.results.item}"]
+    if (net := point.net_energy_per_item_j) is not None:
+        said.append(f"{spread(net, 'J')} of it above the device at rest")
+    said.append(f"energy-delay product {quantity(point.energy_delay_js, 'J·s')} per call")
+    return "; ".join(said)
 
 
 PAGE = """<!DOCTYPE html>
@@ -123,7 +140,11 @@ def _note(front: Front) -> str:
         f"are proven distinct. Energy per {item} is {tier}: ratio to the baseline, measured in turns, times the "
         "baseline's own joules. Loss is paired with the baseline, example by example, on validation data."
     )
-    return f"<p>{said}</p>"
+    bill_j, carbon = front.results.bill.energy_j, front.results.carbon
+    said += f" The search itself spent {quantity(bill_j, 'J')} ({quantity(bill_j / J_PER_WH, 'Wh')})"
+    if carbon is not None:
+        said += f", {quantity(carbon.emission_g(bill_j), 'gCO2e')} at {escape(carbon.words)}"
+    return f"<p>{said}.</p>"
 
 
 def _layout(front: Front) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 
+from autogreen.carbon import J_PER_WH, Carbon
 from autogreen.evaluation import Evaluation, Published
 from autogreen.measurement import Interval, Measurement
 from autogreen.results import Results, TrialResult
@@ -43,6 +44,38 @@ class Point:
     def proven_loss(self) -> float:
         """Upper end of the loss interval: on test data once published, on validation before."""
         return (self.published.test_loss if self.published else self.loss).high
+
+    @property
+    def net_energy_per_item_j(self) -> Interval | None:
+        """Joules per item above those of the device at rest for as long; None where rest was not looked at."""
+        net, own, energy = self.measurement.net_energy_per_item_j, self.measurement, self.energy_per_item_j
+        if net is None:
+            return None
+        rest_j = own.energy_per_item_j.mean - net.mean
+        return Interval(**{end: value - rest_j for end, value in asdict(energy).items()})
+
+    @property
+    def energy_delay_js(self) -> float:
+        """Energy-delay product of one call, joule-seconds (see `Measurement.energy_delay_js`)."""
+        own = self.measurement
+        return self.energy_per_item_j.mean * own.items_per_call * own.latency_s.mean
+
+    @property
+    def times_above_floor(self) -> float | None:
+        """Joules over the least that the work can cost on the device; None where nothing bounds it."""
+        return (self.published or self.evaluation).times_above_floor
+
+    def figures(self, carbon: Carbon | None) -> dict[str, float]:
+        """What else is told of its energy, as far as it is known, by name and unit."""
+        joules = self.energy_per_item_j.mean
+        found = {
+            "energy_per_item_wh": joules / J_PER_WH,
+            "energy_delay_js": self.energy_delay_js,
+            "emission_per_item_g": None if carbon is None else carbon.emission_g(joules),
+            "idle_w": self.measurement.idle_w,
+            "times_above_floor": self.times_above_floor,
+        }
+        return {name: value for name, value in found.items() if value is not None}
 
     @property
     def range_per_item_j(self) -> Interval:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from autogreen.carbon import Carbon
 from autogreen.evaluation import Evaluation, Published
 from autogreen.measurement import Interval
 from autogreen.meters import Tier
@@ -64,6 +65,11 @@ class Results:
     max_loss: float | None
     bill: Bill
     between: Callable[[str, str], Interval | None] = lambda worse, better: None
+
+    @property
+    def carbon(self) -> Carbon | None:
+        """The intensity that the experiment states; None: no emission is told."""
+        return Carbon.of(self.experiment)
 
     @property
     def measured(self) -> tuple[TrialResult, ...]:

@@ -23,14 +23,13 @@ from optuna.trial import TrialState
 from autogreen import hardware
 from autogreen.anatomy import Anatomy
 from autogreen.controls import controls_of, runtime_of, runtimes, untouched
-from autogreen.errors import EvaluationError, RefusedError, StudyError
+from autogreen.errors import EvaluationError, MeterError, RefusedError, StudyError
 from autogreen.evaluate import Setup
 from autogreen.evaluation import Evaluation, Request
 from autogreen.executors import EXECUTORS, Done, Executor, Job
 from autogreen.experiment import Experiment, pick_device
 from autogreen.front import Front, standing
 from autogreen.measurement import Interval
-from autogreen.point import Point
 from autogreen.policy import Effect, Policy
 from autogreen.samplers import FIRST, make_sampler
 from autogreen.space import SearchSpace
@@ -82,6 +81,7 @@ def sweep(experiment: Experiment, folder: Path, cache: Path) -> Iterator[Progres
             yield run.progress("preparing", "building the baseline; the first time it is trained")
             for refused in run.prepare():
                 yield run.progress("preparing", f"left out: {refused}")
+            yield from run.floor()
             yield from run.references()
             yield from run.trials()
             run.refuse_if_nothing_is_feasible()
@@ -117,6 +117,7 @@ class _Run:
                 "torch": found["hardware"]["torch"],
                 "driver": found["hardware"].get("driver", "none"),
                 "meter": f"{found['meter']['tier']} {dict(self.experiment.meter)}",
+                "boundary of the energy": found["meter"]["boundary"],
             }
         )
         engines = self.experiment.space.options("runtime", "engine") or ("eager",)
@@ -135,6 +136,14 @@ class _Run:
             "refused": refused,
         }
         return [f"{reason} ({len(holes)} knobs)" for reason, holes in refused.items()]
+
+    def floor(self) -> Iterator[Progress]:
+        """Learn what work costs this device at least; without it the search goes on, and says so."""
+        yield self.progress("preparing", "what work costs this machine at least; about 10 s the first time")
+        try:
+            self._call("unit_costs", {})
+        except MeterError as error:
+            yield self.progress("preparing", f"measurements are held against no floor: {error}")
 
     def references(self) -> Iterator[Progress]:
         """Measure plain use, the best runtime of the same weights, and the controls."""
@@ -161,6 +170,7 @@ class _Run:
             floor = self.experiment.constraints.max_loss or NO_FLOOR_LOSS
             self._facts["reference_point"] = [floor, max(1.0, plain_ratio.mean if plain_ratio else 1.0)]
             self.store.put("facts", self._facts)
+        self._restate_carbon()
         yield from self._controls()
 
     def trials(self) -> Iterator[Progress]:
@@ -203,11 +213,11 @@ class _Run:
             if evaluation.key in published:
                 continue
             yield self.progress("finalists", f"measuring {evaluation.effect.id} again, on the test split")
-            arguments = {"key": evaluation.key, "recipe": evaluation.recipe, "reference": self.baseline.key}
+            arguments = {"evaluation": evaluation, "reference": self.baseline.key, "protocol": longer}
             try:
-                published[evaluation.key] = self._call("publish", {**arguments, "protocol": longer}).to_json()
+                published[evaluation.key] = self._call("publish", arguments).to_json()
                 self.store.put("published", published)
-            except EvaluationError as error:
+            except (EvaluationError, MeterError) as error:
                 yield self.progress("finalists", f"{evaluation.effect.id} was not measured again: {error}")
         yield self.progress("done")
 
@@ -217,7 +227,7 @@ class _Run:
         results, wanted = self.store.results(), self.experiment.finalists
         chosen = self.store.get("finalists", {})
         if (chosen.get("trials"), chosen.get("wanted")) != (len(results.trials), wanted):
-            keys = [point.evaluation.key for point in _finalists(Front.of(results), wanted)]
+            keys = [point.evaluation.key for point in Front.of(results).finalists(wanted)]
             chosen = {"trials": len(results.trials), "wanted": wanted, "keys": keys}
             self.store.put("finalists", chosen)
         found = [trial.evaluation for trial in results.measured if trial.evaluation is not None]
@@ -289,7 +299,7 @@ class _Run:
                 return
             evaluation: Evaluation = done.value
             self._pay(done)
-            violations = self._violations(evaluation)
+            violations = self.experiment.constraints.excess(evaluation)
             trial.set_user_attr("evaluation", evaluation.to_json())
             trial.set_user_attr("constraints", violations)
             trial.set_user_attr(
@@ -303,7 +313,7 @@ class _Run:
         """One effect is evaluated once; proposed again, it teaches the sampler what is known."""
         if data := twin.user_attrs.get("evaluation"):
             evaluation = Evaluation.from_json(data)
-            self._tell_values(trial, evaluation, self._violations(evaluation))
+            self._tell_values(trial, evaluation, self.experiment.constraints.excess(evaluation))
         else:
             self.store.study.tell(trial, state=TrialState.FAIL)
 
@@ -313,18 +323,6 @@ class _Run:
         worst: float = self.store.get("facts")["reference_point"][1]
         ratio = evaluation.ratio.mean if evaluation.ratio else (1.0 if evaluation.status == "measured" else worst)
         self.store.study.tell(trial, [evaluation.quality.mean, ratio])
-
-    def _violations(self, evaluation: Evaluation) -> dict[str, float]:
-        """For every constraint by how much it is missed (0 or less: it holds); a loss only beyond its interval."""
-        limits = self.experiment.constraints
-        latency = evaluation.measurement.latency_s.mean if evaluation.measurement else None
-        pairs = {
-            "max_loss": (evaluation.loss.low if evaluation.loss else None, limits.max_loss),
-            "max_latency_s": (latency, limits.max_latency_s),
-            "max_size_bytes": (evaluation.size_bytes, limits.max_size_bytes),
-            "max_memory_bytes": (evaluation.memory_bytes, limits.max_memory_bytes),
-        }
-        return {name: value - limit for name, (value, limit) in pairs.items() if None not in (value, limit)}  # type: ignore[operator]
 
     # -- helpers of the stages -----------------------------------------------------------------------------------
 
@@ -343,6 +341,13 @@ class _Run:
                 missing[name] = str(error)
                 self.store.put("missing_controls", missing)
                 yield self.progress("controls", f"{name} is missing: {error}")
+
+    def _restate_carbon(self) -> None:
+        """The intensity changes no measurement, so a study goes on with the one that its experiment states now."""
+        facts = self.store.get("facts")
+        stated = self.experiment.to_json()["carbon"]
+        if facts["experiment"].get("carbon") != stated:
+            self.store.put("facts", {**facts, "experiment": {**facts["experiment"], "carbon": stated}})
 
     def _refusal_everywhere(self, policy: Policy, engines: tuple[str, ...]) -> str | None:
         """Why no engine of the space can run the policy, or None if one can."""
@@ -432,18 +437,6 @@ def _negated(loss: Interval | None) -> Interval | None:
 
 def _inverted(ratio: Interval | None) -> Interval | None:
     return None if ratio is None else Interval(mean=1 / ratio.mean, low=1 / ratio.high, high=1 / ratio.low)
-
-
-def _finalists(front: Front, count: int) -> list[Point]:
-    """The knee, which is exported unless something else is asked for; members proven distinct; then the others, evenly
-    from cheapest to best."""
-    if not front.members:
-        return []
-    knee = front.pick("knee")
-    first = [knee, *(point for point in front.steps if point.id != knee.id)][:count]
-    others = [point for point in front.members if point not in first]
-    room = count - len(first)
-    return [*first, *(others if len(others) <= room else [others[i * len(others) // room] for i in range(room)])]
 
 
 def _digest(data: Any) -> str:

@@ -3,17 +3,20 @@
 from rich.table import Table
 from rich.text import Text
 
+from autogreen.carbon import J_PER_WH
 from autogreen.front import Front
 from autogreen.point import Point
-from autogreen.wording import plain_spread, quantity, spread
+from autogreen.wording import plain_spread, quantity, spread, times
 
 
 def front_table(front: Front) -> Table:
-    """Members, then what they are compared with. ● proven distinct from the other ●, ○ not."""
+    """Members, then what they are compared with. ● proven distinct from the other ●, ○ not. floor: times the least
+    energy that the work can cost here."""
     results, estimated = front.results, front.results.tier == "estimated"
     table = Table(title=Text(f"{results.study}: {results.task}, energy {results.tier}"), caption=Text(_bill(front)))
     energy = f"energy per {results.item}, {results.tier}" + (" (95 %; possible)" if estimated else " (95 %)")
-    for head in ("", "policy", "quality", "loss (95 %)", energy, "ratio", "latency", "size", "what it does"):
+    heads = ("", "policy", "quality", "loss (95 %)", energy, "ratio", "floor", "latency", "size", "what it does")
+    for head in heads:
         table.add_column(Text(head), no_wrap=head in ("", "policy"), overflow="fold")
 
     def add(mark: str, point: Point) -> None:
@@ -28,6 +31,7 @@ def front_table(front: Front) -> Table:
             plain_spread(point.loss),
             joules,
             f"{point.ratio.mean:.3f}",
+            "" if point.times_above_floor is None else times(point.times_above_floor),
             quantity(point.measurement.latency_s.mean, "s"),
             "" if size is None else quantity(size, "B"),
             point.words,
@@ -44,10 +48,13 @@ def front_table(front: Front) -> Table:
 
 
 def _bill(front: Front) -> str:
-    bill, paid = front.results.bill, front.break_even_items
+    results, bill, paid = front.results, front.results.bill, front.break_even_items
+    spent = f"{quantity(bill.energy_j, 'J')} = {quantity(bill.energy_j / J_PER_WH, 'Wh')}"
+    if results.carbon is not None:
+        spent += f" = {quantity(results.carbon.emission_g(bill.energy_j), 'gCO2e')} at {results.carbon.words}"
     back = "nothing saves, so it is never paid back" if paid is None else f"paid back after {paid:,.0f}"
-    items = "" if paid is None else f" {front.results.item}s"
+    items = "" if paid is None else f" {results.item}s"
     return (
         f"{len(front.members)} on the front, {len(front.steps)} of them (●) beyond each other's intervals. "
-        f"The search spent {quantity(bill.energy_j, 'J')} ({front.results.tier}): {back}{items}."
+        f"The search spent {spent} ({results.tier}): {back}{items}. Energy of: {results.boundary}."
     )

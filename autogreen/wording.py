@@ -22,6 +22,11 @@ def spread(interval: Interval, unit: str) -> str:
     return f"{mean} {PREFIXES[power]}{unit} ({low}–{high})"
 
 
+def times(value: float) -> str:
+    """One decimal below 10, none above: ``4.2×``, ``130×``."""
+    return f"{value:.0f}×" if value >= 10 else f"{value:.1f}×"
+
+
 def plain_spread(interval: Interval, places: int = 4) -> str:
     """A dimensionless mean and its ends: ``0.0031 (−0.0004 to 0.0066)``."""
     mean, low, high = (

@@ -179,6 +179,34 @@ def test_published_numbers_replace_those_of_the_search(study: Study, tmp_path: P
     assert found.energy.ratio == ratio and found.test is not None and found.test.quality == quality
 
 
+def test_other_forms_of_the_energy_stand_beside_it(study: Study, tmp_path: Path) -> None:
+    measurement = study.evaluation.measurement
+    assert measurement is not None
+    evaluation = replace(study.evaluation, measurement=replace(measurement, idle_w=0.5), times_above_floor=7.0)
+    carbon = {"g_per_kwh": 360, "source": "a grid | its operator, 2025"}
+    results = replace(study.results, experiment={**study.results.experiment, "carbon": carbon})
+    folder = study.export(tmp_path / "b", evaluation=evaluation, results=results)
+    energy = bundle.read(folder).energy
+    joules, latency_s = energy.per_item_j.mean, energy.latency_s.mean
+    assert energy.net_per_item_j is not None
+    assert energy.net_per_item_j.mean == pytest.approx(joules - 0.5 * latency_s / BATCH) and energy.idle_w == 0.5
+    assert energy.per_item_wh == pytest.approx(joules / 3600) and energy.times_above_floor == 7
+    assert energy.energy_delay_js == pytest.approx(joules * BATCH * latency_s)
+    assert energy.emission_per_item_g == pytest.approx(joules * 1e-4) and energy.carbon is not None
+    card = (folder / "MODEL_CARD.md").read_text()
+    for said in ("watt-hours per", "at rest (0.5 W)", "joule-seconds", "360 gCO2e/kWh (a grid \\| its operator, 2025)"):
+        assert said in card
+    rows = [line for line in card.splitlines() if line.startswith("|")]
+    assert len({line.replace("\\|", "").count("|") for line in rows}) == 1  # no value breaks the table
+
+
+def test_what_is_not_known_of_the_energy_is_not_told(original: Path) -> None:
+    energy = bundle.read(original).energy
+    assert energy.net_per_item_j is energy.emission_per_item_g is energy.carbon is energy.times_above_floor is None
+    card = (original / "MODEL_CARD.md").read_text()
+    assert "the device at rest" not in card and "CO2" not in card and "least that the work" not in card
+
+
 def test_the_card_says_how_to_load(original: Path) -> None:
     program = bundle.load(original)
     given = inputs(7)
@@ -327,7 +355,7 @@ FILE = {"size_bytes": 1, "sha256": "0" * 64}
         (put(("files", "a\\b"), FILE), "no plain path"),
         (put(("files", "model.pt2"), {**FILE, "sha256": "x"}), "size or hash"),
         (put(("files", "model.pt2"), {**FILE, "size_bytes": -1}), "size or hash"),
-        (put(("format",), 2), "format 2"),
+        (put(("format",), 1), "format 1"),
         (put(("extra",), 1), "unknown key 'extra'"),
         (put(("energy", "extra"), 1), "unknown key 'extra'"),
         (put(("recipe", "extra"), 1), "unknown key 'extra'"),
@@ -357,7 +385,7 @@ def test_a_crafted_manifest_is_refused(copy: Path, change: Callable[[Any], objec
         (b"\xff", "not a manifest"),
         (b"[" * 100_000, "not a manifest"),
         (b"9" * 10_000, "not a manifest"),
-        (b'{"format": 1, "format": 1}', "twice"),
+        (b'{"format": 2, "format": 2}', "twice"),
         (b'{"format": 1, "x": NaN}', "finite"),
         (b'{"format": 1, "x": 1e999}', "finite"),
         (b" " * 2_000_000, "more than"),

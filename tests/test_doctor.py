@@ -12,11 +12,12 @@ import psutil
 import pytest
 from rich.console import Console
 
-from autogreen import doctor, floor, hardware
-from autogreen.doctor import Examination, examine, governor, gpus
+from autogreen import doctor, floor, hardware, surroundings
+from autogreen.doctor import Examination, examine
 from autogreen.errors import ConfigError, MeterError
 from autogreen.floor import UnitCosts
 from autogreen.measurement import Interval
+from autogreen.surroundings import Finding, governor, gpus
 from autogreen.testing import ScriptedMeter
 
 
@@ -125,9 +126,10 @@ def test_the_floor_is_measured_once_and_shown_after(tmp_path: Path, monkeypatch:
     json.dumps(found.to_json(), allow_nan=False)
 
 
-def test_costs_of_another_meter_want_renewing(tmp_path: Path) -> None:
+def test_costs_of_another_meter_are_not_these(tmp_path: Path) -> None:
     floor.keep(replace(costs_here(), boundary="another"), tmp_path)
-    assert "another meter" in look(cache=tmp_path).costs_note
+    found = look(cache=tmp_path)
+    assert found.costs is None and "not measured yet with this meter" in found.costs_note
 
 
 def test_costs_that_cannot_be_measured_or_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,24 +148,24 @@ def test_costs_that_cannot_be_measured_or_read(tmp_path: Path, monkeypatch: pyte
 # --- what disturbs ----------------------------------------------------------------------------------------------------
 
 
-def finding(found: Examination, name: str) -> doctor.Finding:
+def finding(found: Examination, name: str) -> Finding:
     return next(entry for entry in found.disturbances if entry.name == name)
 
 
 def test_foreign_load_names_its_authors(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([100.0, 102.0])
     busy, processes = iter([50.0, 53.0]), iter([{7: ("make", 1.0)}, {7: ("make", 3.5), 8: ("new", 0.3)}])
-    monkeypatch.setattr(doctor.time, "monotonic", lambda: next(clock))
-    monkeypatch.setattr(doctor, "_busy_s", lambda: next(busy))
-    monkeypatch.setattr(doctor, "_process_times", lambda: next(processes))
-    told = doctor._Load().finding()
+    monkeypatch.setattr(surroundings.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(surroundings, "_busy_s", lambda: next(busy))
+    monkeypatch.setattr(surroundings, "_process_times", lambda: next(processes))
+    told = surroundings.Load().finding()
     assert told.number == pytest.approx(1.5) and told.found == "1.50 busy cores: make (pid 7) 1.25"
     assert "Stop them" in told.advice
 
 
 def test_a_quiet_machine_needs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "_busy_s", lambda: 1.0)
-    told = doctor._Load().finding()
+    monkeypatch.setattr(surroundings, "_busy_s", lambda: 1.0)
+    told = surroundings.Load().finding()
     assert told.number == 0 and told.advice == "Nothing to do"
 
 
@@ -173,18 +175,18 @@ def test_a_system_that_tells_no_times(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(psutil, "cpu_times", fail)
     monkeypatch.setattr(psutil, "process_iter", fail)
-    assert doctor._Load().finding().found.startswith("not readable")
+    assert surroundings.Load().finding().found.startswith("not readable")
 
 
 def test_a_system_without_load_averages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(os, "getloadavg")
-    assert doctor._load_average().found.startswith("not readable")
+    assert surroundings.load_average().found.startswith("not readable")
 
 
 def test_load_above_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "getloadavg", lambda: (9.0, 1.0, 1.0))
     monkeypatch.setattr(os, "cpu_count", lambda: 4)
-    told = doctor._load_average()
+    told = surroundings.load_average()
     assert told.number == 9.0 and "Wait" in told.advice
 
 

@@ -29,6 +29,7 @@ COSTS = UnitCosts(
     left_out={"bfloat16": "no instructions"},
     measured="2026-11-01T00:00:00+00:00",
 )
+METER = ScriptedMeter()
 
 
 def measured(energy_j: float, half: float = 0.0, items: int = 1, **changes: Any) -> Measurement:
@@ -60,33 +61,50 @@ def test_what_is_not_known_bounds_nothing() -> None:
 
 
 def test_a_sound_measurement_is_a_multiple_of_the_floor() -> None:
-    work = Work(flops=64e12, weights=0, io_bytes=0)
+    work = Work(flops={"float32": 64e12}, weights=0, io_bytes=0)
     assert times_above_floor(measured(18.0, items=64), work, COSTS, ["float32"]) == pytest.approx(2)
+    mixed = Work(flops={"float32": 32e12, "int8": 32e12}, weights=0, io_bytes=0)  # 32 x 9 + 32 x 2 = 352 J
+    assert times_above_floor(measured(11.0, items=64), mixed, COSTS, ["float32", "int8"]) == pytest.approx(2)
+    assert times_above_floor(measured(11.0, items=64), mixed, COSTS, ["int8"]) == pytest.approx(2)
+
+
+def test_work_of_a_kernel_that_was_not_planned_counts_as_the_cheapest() -> None:
+    work = Work(flops={"float32": 64e12}, weights=0, io_bytes=0)
     assert times_above_floor(measured(18.0, items=64), work, COSTS, ["float32", "int8"]) == pytest.approx(9)
+    assert times_above_floor(measured(18.0, items=64), work, COSTS, ["float16"]) is None
 
 
 def test_weights_take_the_width_of_the_cheapest_kernel() -> None:
-    work = Work(flops=0, weights=10**12, io_bytes=1000)
+    work = Work(flops={}, weights=10**12, io_bytes=1000)
     assert times_above_floor(measured(800.0), work, COSTS, ["float32"]) == pytest.approx(2)
     assert times_above_floor(measured(800.0), work, COSTS, ["int8"]) == pytest.approx(8)
 
 
 def test_below_the_floor_is_refused_and_explained() -> None:
-    work = Work(flops=1e12, weights=0, io_bytes=0)
+    work = Work(flops={"float32": 1e12}, weights=0, io_bytes=0)
     with pytest.raises(MeterError, match=r"measured 4 J a call.*at least 9 J.*window missed.*doctor --floor"):
         times_above_floor(measured(4.0, half=1.0), work, COSTS, ["float32"])
     assert times_above_floor(measured(8.1, half=1.0), work, COSTS, ["float32"]) == pytest.approx(0.9)  # within noise
 
 
-@pytest.mark.parametrize("precisions", [[], ["bfloat16"], ["float32", "float16"]])
-def test_an_unmeasured_precision_is_not_judged(precisions: list[str]) -> None:
-    assert times_above_floor(measured(1e-9), Work(flops=1e12, weights=0, io_bytes=0), COSTS, precisions) is None
+@pytest.mark.parametrize("precision", ["bfloat16", "float64"])
+def test_an_unmeasured_precision_is_not_judged(precision: str) -> None:
+    assert (
+        times_above_floor(measured(1e-9), Work(flops={precision: 1e12}, weights=0, io_bytes=0), COSTS, [precision])
+        is None
+    )
+    both = Work(flops={"float32": 1e12, precision: 1e12}, weights=0, io_bytes=0)
+    assert times_above_floor(measured(18.0), both, COSTS, ["float32", precision]) == pytest.approx(2)
+
+
+def test_where_no_kernel_was_recognised_nothing_is_judged() -> None:
+    assert times_above_floor(measured(1e-9), Work(flops={"float32": 1e12}, weights=0, io_bytes=0), COSTS, []) is None
 
 
 @pytest.mark.parametrize("change", [{"tier": "estimated"}, {"boundary": "another board"}])
 def test_another_meter_is_refused(change: dict[str, Any]) -> None:
     with pytest.raises(MeterError, match="another meter"):
-        times_above_floor(measured(100.0, **change), Work(flops=1, weights=0, io_bytes=0), COSTS, ["float32"])
+        times_above_floor(measured(100.0, **change), Work(flops={}, weights=0, io_bytes=0), COSTS, ["float32"])
 
 
 # --- counting ---------------------------------------------------------------------------------------------------------
@@ -105,7 +123,28 @@ def test_another_meter_is_refused(change: dict[str, Any]) -> None:
     ],
 )
 def test_flops_by_hand(layer: nn.Module, shape: tuple[int, ...], flops: float) -> None:
-    assert count(layer, ((torch.rand(shape),), {})).flops == flops
+    assert count(layer, ((torch.rand(shape),), {})).flops == ({"float32": flops} if flops else {})
+
+
+def test_lowered_layers_count_in_their_own_data_type() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 4, 1), nn.Sequential(nn.Flatten(), nn.Linear(64, 5)))
+    linear, convolution = 2 * 2 * 64 * 5, 2 * 2 * 16 * 4
+    example = ((torch.rand(2, 1, 4, 4),), {})
+    assert count(model, example, {"1.1": "int8"}).flops == {"float32": convolution, "int8": linear}
+    assert count(model, example, {"0": "int8", "1.1": "int8"}).flops == {"int8": convolution + linear}
+    assert count(model.double(), ((torch.rand(2, 1, 4, 4).double(),), {})).flops == {"float64": convolution + linear}
+
+
+def test_a_layer_called_twice_counts_twice() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(8, 8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.inner(self.inner(x))  # type: ignore[no-any-return]
+
+    assert count(Twice(), ((torch.rand(3, 8),), {}), {"inner": "bfloat16"}).flops == {"bfloat16": 2 * 2 * 3 * 64}
 
 
 def test_weights_are_those_that_products_read() -> None:
@@ -120,7 +159,7 @@ def test_weights_are_those_that_products_read() -> None:
 
     example = ((torch.arange(4)[None],), {"scale": torch.ones(1)})
     work = count(Net(), example)
-    assert work == Work(flops=2 * 4 * 64, weights=64, io_bytes=4 * 8 + 4 + 4 * 8 * 4)
+    assert work == Work(flops={"float32": 2 * 4 * 64}, weights=64, io_bytes=4 * 8 + 4 + 4 * 8 * 4)
 
 
 def test_a_tied_embedding_is_read_as_a_whole() -> None:
@@ -201,7 +240,7 @@ def test_int8_takes_the_kernel_that_programs_take() -> None:
 
 def test_costs_come_back_as_they_were(tmp_path: Path) -> None:
     path = keep(COSTS, tmp_path)
-    assert kept(HERE, tmp_path) == COSTS
+    assert kept(HERE, METER, tmp_path) == COSTS
     assert json.loads(path.read_text())["tier"] == "measured"
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]  # no half-written file beside it
 
@@ -209,7 +248,16 @@ def test_costs_come_back_as_they_were(tmp_path: Path) -> None:
 @pytest.mark.parametrize("change", [{"torch": "2.14"}, {"driver": "580"}, {"cores": 4}])
 def test_another_machine_has_costs_of_its_own(change: dict[str, Any], tmp_path: Path) -> None:
     keep(COSTS, tmp_path)
-    assert kept({**HERE, **change}, tmp_path) is None
+    assert kept({**HERE, **change}, METER, tmp_path) is None
+
+
+@pytest.mark.parametrize("change", [{"tier": "estimated"}, {"boundary": "another board"}])
+def test_another_meter_has_costs_of_its_own(change: dict[str, Any], tmp_path: Path) -> None:
+    keep(COSTS, tmp_path)
+    other = replace(COSTS, **change)
+    assert kept(HERE, ScriptedMeter(**change), tmp_path) is None
+    keep(other, tmp_path)
+    assert kept(HERE, ScriptedMeter(**change), tmp_path) == other and kept(HERE, METER, tmp_path) == COSTS
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"flop_pj": {}}'])
@@ -217,7 +265,7 @@ def test_a_damaged_file_is_named(text: str, tmp_path: Path) -> None:
     path = keep(COSTS, tmp_path)
     path.write_text(text)
     with pytest.raises(MeterError, match=rf"{path.name} cannot be read.*--floor"):
-        kept(HERE, tmp_path)
+        kept(HERE, METER, tmp_path)
 
 
 # --- caches -----------------------------------------------------------------------------------------------------------

@@ -305,7 +305,17 @@ def test_json_is_the_promised_object() -> None:
     data = Front.of(replace(results, published=fresh)).to_json()
     promised = "study task workload hardware unit baseline plain controls front search"
     assert list(data) == promised.split()
-    told = {"quality", "quality_low", "quality_high", "energy_per_item_j", "latency_s", "size_bytes"}
+    told = {
+        "quality",
+        "quality_low",
+        "quality_high",
+        "energy_per_item_j",
+        "latency_s",
+        "size_bytes",
+        "tier",
+        "boundary",
+    }
+    told |= {"net_energy_per_item_j", "energy_per_item_wh", "energy_delay_js"}
     assert set(data["baseline"]) == set(data["plain"]) == told
     assert set(data["controls"]["scratch"]) == told | {"quality_loss"}
     assert set(data["front"][1]) == told | {"id", "policy", "kernels", "quality_loss"}
@@ -318,6 +328,9 @@ def test_json_is_the_promised_object() -> None:
         "trials": 4,
         "measured": 4,
         "energy_j": 900.0,
+        "energy_wh": 0.25,
+        "tier": "estimated",
+        "boundary": "scripted",
         "seconds": 100.0,
         "break_even_items": pytest.approx(900 / 0.85e-3),
     }
@@ -347,7 +360,7 @@ def test_table_says_tier_range_and_steps() -> None:
     assert "73.5 µJ to 459 µJ" in text  # half to three times: the scripted meter's own range
     assert text.count("●") == 4 + 1 and "○" in text
     assert "baseline" in text and "plain use" in text and "scratch" in text and "w8a8 ×1, inductor" in text
-    assert "900 J (estimated): paid back after 1,058,824 samples" in text
+    assert "900 J = 250 mWh (estimated): paid back after 1,058,824 samples. Energy of: scripted." in text
 
 
 def test_table_takes_names_as_they_are() -> None:

@@ -15,7 +15,8 @@ import pytest
 import toys
 from optuna.trial import TrialState
 
-from autogreen.errors import ConfigError, RefusedError, StudyError
+from autogreen import hardware
+from autogreen.errors import ConfigError, MeterError, RefusedError, StudyError
 from autogreen.experiment import SAMPLERS
 from autogreen.front import Front
 from autogreen.plan import plan
@@ -72,6 +73,94 @@ def test_a_finished_study_goes_on_without_doing_anything_again(swept):
     run(folder)
     after = Store.open(folder).results()
     assert after.trials == before.trials and after.published == before.published
+
+
+def test_another_boundary_is_another_study(swept, monkeypatch):
+    """The same tier and settings, but other devices inside the number."""
+    folder, _ = swept
+    from autogreen import evaluate
+
+    class Elsewhere(type(evaluate.choose("cpu"))):
+        boundary = "another set of devices"
+
+    monkeypatch.setattr(evaluate, "choose", lambda device, name, **settings: Elsewhere())
+    with pytest.raises(StudyError, match=r"boundary of the energy was 'CPU.*, is 'another set of devices'.*--fresh"):
+        run(folder)
+
+
+def test_every_measurement_states_its_place_above_the_floor(swept):
+    folder, _ = swept
+    results = Store.open(folder).results()
+    measured = [results.baseline, results.plain, *(trial.evaluation for trial in results.trials)]
+    for found in measured:
+        assert found.times_above_floor > 1 and found.work.flops.keys() == {"float32"} and found.work.io_bytes > 0
+    assert all(found.times_above_floor > 1 for found in results.published.values())
+    linear, first, second = 2 * 64 * 576 * 4, 2 * 64 * 36 * 9 * 16 / 4, 2 * 64 * 36 * 9 * 16 * 16 / 4
+    assert results.baseline.work.flops["float32"] == linear + first + second
+
+
+def test_a_measurement_below_the_floor_is_refused(tmp_path, monkeypatch):
+    """Unit costs a million times too high: what is measured lies below them."""
+    made = toys.known_floor
+    monkeypatch.setattr(toys, "known_floor", lambda cache: made(cache, pj=1e9))
+    with pytest.raises(MeterError, match=r"measured .* J a call, but its .* cost at least .* J here.*--floor"):
+        run(tmp_path / "toy")
+
+
+def test_a_machine_too_busy_for_unit_costs_searches_without_a_floor(tmp_path, monkeypatch):
+    def busy(device, meter):
+        raise MeterError("unit costs cannot be measured beside other programs")
+
+    monkeypatch.setattr(toys, "known_floor", lambda cache: None)
+    monkeypatch.setattr("autogreen.floor.measure_costs", busy)
+    steps = run(tmp_path / "toy", budget={"trials": 1}, finalists=0)
+    assert any("held against no floor: unit costs cannot be measured beside" in step.note for step in steps)
+    results = Store.open(tmp_path / "toy").results()
+    assert results.baseline.times_above_floor is None and results.baseline.work is not None
+
+
+def test_unit_costs_are_measured_once_and_billed(tmp_path, monkeypatch):
+    from autogreen import floor
+
+    calls = []
+
+    def measured(device, meter):
+        calls.append(meter)
+        meter.start()
+        time.sleep(0.2)
+        meter.stop()
+        toys_floor(tmp_path / "elsewhere")
+        return floor.kept(hardware.describe(device), meter, tmp_path / "elsewhere")
+
+    toys_floor = toys.known_floor
+    monkeypatch.setattr(toys, "known_floor", lambda cache: None)
+    monkeypatch.setattr(floor, "measure_costs", measured)
+    for name in ("one", "two"):
+        run(tmp_path / name, name=name, budget={"trials": 1}, finalists=0)
+    assert len(calls) == 1
+    bills = [Store.open(tmp_path / name).results().bill for name in ("one", "two")]
+    assert bills[0].seconds["measuring"] > 0.2 and bills[0].energy_j > 0
+    assert Store.open(tmp_path / "two").results().baseline.times_above_floor > 1
+
+
+def test_the_meter_is_built_once(tmp_path, monkeypatch):
+    from autogreen import evaluate
+
+    built, choose = [], evaluate.choose
+    monkeypatch.setattr(evaluate, "choose", lambda *args, **settings: built.append(args) or choose(*args, **settings))
+    run(tmp_path / "toy", budget={"trials": 2})
+    assert len(built) == 1
+
+
+def test_a_study_goes_on_with_the_intensity_that_its_experiment_states_now(swept):
+    folder, _ = swept
+    before = Store.open(folder).results()
+    assert before.carbon is None
+    run(folder, carbon={"g_per_kwh": 380, "source": "x, 2025"})
+    after = Store.open(folder).results()
+    assert after.carbon.g_per_kwh == 380 and after.trials == before.trials
+    run(folder)
+    assert Store.open(folder).results().carbon is None
 
 
 def test_more_budget_goes_on(tmp_path):

@@ -27,6 +27,7 @@ class Corners(Task):
     def build(self, cache: Path) -> nn.Module:
         torch.manual_seed(0)
         TRAINED.clear()
+        known_floor(cache)
         model = nn.Sequential(
             nn.Conv2d(1, self.width, 3, padding=1),
             nn.BatchNorm2d(self.width),
@@ -83,6 +84,30 @@ class Corners(Task):
             case "disk":
                 with Path("/dev/full").open("w") as full:
                     full.write("x" * 100_000)
+
+
+def known_floor(cache: Path, pj: float = 1e-6) -> None:
+    """Unit costs a million times below any machine's, kept as if measured before: tests need not wait for real ones."""
+    from autogreen import floor, hardware
+    from autogreen.measurement import Interval
+    from autogreen.meters import choose
+
+    described, meter, cost = hardware.describe("cpu"), choose("cpu"), Interval(mean=pj, low=pj, high=pj)
+    floor.keep(
+        floor.UnitCosts(
+            machine=hardware.name(described),
+            driver="none",
+            torch=described["torch"],
+            tier=meter.tier,
+            boundary=meter.boundary,
+            flop_pj={"float32": cost, "int8": cost},
+            byte_pj=cost,
+            cache_bytes=None,
+            left_out={},
+            measured="2026-11-01T00:00:00+00:00",
+        ),
+        cache,
+    )
 
 
 SPACE = {

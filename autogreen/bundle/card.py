@@ -50,6 +50,15 @@ def card(manifest: Manifest) -> str:
         if manifest.test.quality_loss is not None:
             rows.append(_row("quality lost against the reference, test", manifest.test.quality_loss))
     rows.append(_row(f"millijoules per {manifest.item}", energy.per_item_j, 1e3))
+    if energy.net_per_item_j is not None:
+        rows.append(_row(f"of these above the device at rest ({energy.idle_w:.3g} W)", energy.net_per_item_j, 1e3))
+    rows.append(f"| watt-hours per {manifest.item} | {energy.per_item_wh:.4g} | |")
+    if energy.carbon is not None and energy.emission_per_item_g is not None:
+        stated = energy.carbon.words.replace("|", "\\|")
+        rows.append(f"| grams of CO2e per {manifest.item}, at {stated} | {energy.emission_per_item_g:.4g} | |")
+    rows.append(f"| energy-delay product, joule-seconds per call | {energy.energy_delay_js:.4g} | |")
+    if energy.times_above_floor is not None:
+        rows.append(f"| energy over the least that the work can cost here | {energy.times_above_floor:.3g} | |")
     rows.append(_row("milliseconds per call", energy.latency_s, 1e3))
     prediction = ""
     if energy.ratio is not None and energy.ratio_prediction is not None:

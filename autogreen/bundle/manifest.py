@@ -12,13 +12,14 @@ from dataclasses import asdict, dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
+from autogreen.carbon import Carbon
 from autogreen.engines import ENGINES, Kernel, Recipe
 from autogreen.errors import BundleError, ConfigError
 from autogreen.measurement import Interval, Protocol
 from autogreen.meters import Tier
 from autogreen.schema import MAX_BYTES, build
 
-FORMAT = 1
+FORMAT = 2
 NAME = "manifest.json"
 DIGEST = "manifest_sha256"
 
@@ -49,6 +50,9 @@ class Quality:
 @dataclass(frozen=True, kw_only=True)
 class Energy:
     """per_item_j: joules per item; the interval of repeating. range_per_item_j: widened by the meter's own range.
+    net_per_item_j: joules per item above those of the device at rest, at idle_w watts, for as long; None: rest was not
+    looked at. energy_delay_js: of one call. times_above_floor: joules over the least that the work can cost on the
+    device; None: nothing bounds it. emission_per_item_g: grams of CO2 equivalent at `carbon`; None: none was stated.
     ratio: joules per item over the reference's, measured in turns. ratio_prediction: where a fresh measurement of that
     ratio on the same device falls in 95 of 100 cases. windows: pairs (or windows) that the intervals rest on.
     protocol: takes as many pairs as that. meter: its settings, as the search had them.
@@ -56,6 +60,13 @@ class Energy:
 
     per_item_j: Interval
     range_per_item_j: Interval
+    net_per_item_j: Interval | None
+    idle_w: float | None
+    per_item_wh: float
+    energy_delay_js: float
+    times_above_floor: float | None
+    emission_per_item_g: float | None
+    carbon: Carbon | None
     latency_s: Interval
     tier: Tier
     boundary: str

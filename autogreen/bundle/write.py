@@ -28,6 +28,7 @@ from autogreen.bundle.manifest import (
     render,
 )
 from autogreen.bundle.read import REFERENCE, opened, read, sha256
+from autogreen.carbon import J_PER_WH, Carbon
 from autogreen.engines import Recipe
 from autogreen.errors import BundleError
 from autogreen.evaluation import Evaluation, Published
@@ -120,12 +121,20 @@ def _energy(evaluation: Evaluation, published: Published | None, experiment: Map
     assert origin.key == evaluation.key, "published is about another policy"
     measurement, ratio = origin.measurement, origin.ratio
     assert measurement is not None, "what was measured has a measurement"
+    joules, carbon = measurement.energy_per_item_j.mean, Carbon.of(experiment)
     windows = sum(window.used for window in measurement.windows)
     size = max(2, windows)
     protocol = Protocol(**{**experiment.get("protocol", {}), "min_windows": size, "max_windows": size})
     return Energy(
         per_item_j=measurement.energy_per_item_j,
         range_per_item_j=measurement.range_per_item_j,
+        net_per_item_j=measurement.net_energy_per_item_j,
+        idle_w=measurement.idle_w,
+        per_item_wh=joules / J_PER_WH,
+        energy_delay_js=measurement.energy_delay_js,
+        times_above_floor=origin.times_above_floor,
+        emission_per_item_g=None if carbon is None else carbon.emission_g(joules),
+        carbon=carbon,
         latency_s=measurement.latency_s,
         tier=measurement.tier,
         boundary=measurement.boundary,

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from autogreen.tasks import Inputs
 
 Scheme = Literal["none", "bf16", "w8a8"]
+RUNS_IN = {"w8a8": "int8", "bf16": "bfloat16"}  # the data type of a lowered layer's kernel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +133,7 @@ def check_kernels(effect: dict[str, str], units: Sequence[Unit], kernels: Sequen
         RefusedError: fewer low-precision kernels ran than the policy's layers need: some ran simulated.
     """
     calls = {unit.name: unit.calls for unit in units}
-    for scheme, ran in (("w8a8", "int8"), ("bf16", "bfloat16")):
+    for scheme, ran in RUNS_IN.items():
         needed = sum(calls[name] for name, chosen in effect.items() if chosen == scheme)
         seen = sum(kernel.calls for kernel in kernels if kernel.precision == ran)
         if seen < needed:
