@@ -20,9 +20,7 @@ from autogreen.process import ask
 from autogreen.schema import build
 from autogreen.wording import spread
 
-TARGET = 0.01  # half width of the ratio's interval at which a comparison ends
-LEAST_PAIRS = 6
-CAP_S = 60.0  # of windows, where the target is not reached before
+CAP_S = 60.0  # of windows, where the target of the final rule is not reached before
 LIMIT_S = 1800.0  # loading, compiling and measuring
 # A difference is found in 95 of 100 cases when it is 1.96 + 1.645 standard errors large; an interval shows 1.96.
 POWER = (1.96 + 1.645) / 1.96
@@ -55,9 +53,9 @@ class Comparison:
 
     @property
     def measured_s(self) -> float:
-        """Seconds in windows, of both."""
+        """Seconds in windows that count, of both."""
         sides = (self.beside.candidate, self.beside.reference)
-        return math.fsum(window.duration_s for side in sides for window in side.windows)
+        return math.fsum(window.duration_s for side in sides for window in side.windows if window.used)
 
     @property
     def pairs(self) -> int:
@@ -69,8 +67,8 @@ class Comparison:
         """(relative difference, seconds of windows that are still wanted to find it in 95 of 100 cases), or None where
         something was found.
 
-        The difference is the one seen now, but at least half the half width of the interval. Windows being
-        independent, the half width falls as the square root of the time.
+        The difference is the one seen now, but at least half the half width of the interval. The half width falls as
+        the square root of the time, somewhat faster where few windows left much unknown about their correlation.
         """
         if self.cheaper is not None:
             return None
@@ -179,7 +177,7 @@ def compare(
         recording.check_new(record)
     first, second = find(a, runs), find(b, runs)
     _check_comparable(first, second)
-    protocol = build(Protocol, {**asdict(final(first.protocol)), **(changes or {})}, "protocol")
+    protocol = build(Protocol, {**asdict(patient(first.protocol)), **(changes or {})}, "protocol")
     told = ask(
         "autogreen.compare_worker",
         {"a": first.to_json(), "b": second.to_json(), "protocol": asdict(protocol)},
@@ -215,15 +213,10 @@ def replay(path: Path, changes: Mapping[str, Any] | None = None) -> Comparison:
     )
 
 
-def final(protocol: Protocol) -> Protocol:
-    """A protocol taken to ±1 %, or to about a minute of windows, whichever comes first."""
-    least = max(LEAST_PAIRS, protocol.min_windows)
-    return replace(
-        protocol,
-        min_windows=least,
-        max_windows=min(1000, max(least, protocol.max_windows, math.ceil(CAP_S / (2 * protocol.window_s)))),
-        target_relative=min(TARGET, protocol.target_relative),
-    )
+def patient(protocol: Protocol) -> Protocol:
+    """The final rule, with about a minute of windows where its own cap comes sooner: nobody waits for another one."""
+    last = protocol.final()
+    return replace(last, max_windows=max(last.max_windows, min(1000, math.ceil(CAP_S / (2 * last.window_s)))))
 
 
 def _check_comparable(a: Entrant, b: Entrant) -> None:

@@ -11,10 +11,11 @@ from typing import Any
 
 from autogreen import hardware
 from autogreen.errors import ConfigError, MeterError
-from autogreen.measure import WINDOW_STEPS, measure_beside
+from autogreen.measure import measure_beside
 from autogreen.measurement import Beside, Measurement, Protocol, Window
 from autogreen.meters import METERS, Meter, Reading, Tier
 from autogreen.schema import build
+from autogreen.windows import WINDOW_STEPS
 
 SIDES = ("candidate", "reference")
 HAIR = 1e-9  # relative: so that rounding does not add a call to a window
@@ -92,6 +93,7 @@ def recorded(
         "tier": some.tier,
         "boundary": some.boundary,
         "resolution_s": resolution_s,
+        "idle_w": some.idle_w,
         # JSON has no infinity
         "protocol": asdict(replace(protocol, foreign_limit=min(protocol.foreign_limit, sys.float_info.max))),
         "sides": {
@@ -169,6 +171,7 @@ def replay(path: Path, changes: Mapping[str, Any] | None = None) -> tuple[Beside
         protocol=protocol,
         clock=meter.clock,
         warm=False,
+        idle_w=recording.idle_w,
     )
     return beside, recording
 

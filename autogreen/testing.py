@@ -5,12 +5,12 @@ Nothing here sleeps or reads a real counter; a third party may test its own memb
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from autogreen.errors import MeterError
-from autogreen.meters import TIERS, Meter, Reading, Tier
+from autogreen.meters import LIMITS, TIERS, Meter, Reading, Tier
 
 if TYPE_CHECKING:
     from autogreen.evaluation import Evaluation
@@ -43,6 +43,7 @@ class ScriptedMeter:
         clock: monotonic seconds; a `ScriptedClock` makes every number exact.
         uncertainty: half width of low_j to high_j relative to energy_j.
         busy_cores, foreign_cores: what the reading reports per second; None: it does not look.
+        told: other fields of the reading.
         opened: windows opened so far.
     """
 
@@ -54,6 +55,7 @@ class ScriptedMeter:
     uncertainty: float = 0.0
     busy_cores: float | Sequence[float] | None = None
     foreign_cores: float | Sequence[float] | None = None
+    told: Mapping[str, Any] | Sequence[Mapping[str, Any]] = field(default_factory=dict)
     opened: int = 0
     _began: list[float] = field(default_factory=list, repr=False)
 
@@ -75,7 +77,7 @@ class ScriptedMeter:
             for script in (self.busy_cores, self.foreign_cores)
         )
         energy_j = watts * duration_s
-        return Reading(
+        reading = Reading(
             energy_j=energy_j,
             low_j=energy_j * (1 - self.uncertainty),
             high_j=energy_j * (1 + self.uncertainty),
@@ -83,8 +85,10 @@ class ScriptedMeter:
             busy_s=busy,
             foreign_busy_s=foreign,
         )
+        told = self._at(self.told)
+        return replace(reading, **told) if told else reading
 
-    def _at(self, script: float | Sequence[T]) -> float | T:
+    def _at(self, script: Any) -> Any:
         return script[min(self.opened, len(script)) - 1] if isinstance(script, Sequence) else script
 
 
@@ -106,6 +110,16 @@ def check_meter(meter: Meter, work: Callable[[], object]) -> Reading:
         assert 0 < reading.duration_s < math.inf, f"not a time: {reading}"
         assert reading.busy_s is None or reading.busy_s >= 0, f"negative processor time: {reading}"
         assert reading.foreign_busy_s is None or reading.foreign_busy_s >= 0, f"negative foreign time: {reading}"
+        for power_w in (reading.sampled_w, reading.memory_w, reading.limit_w):
+            assert power_w is None or 0 <= power_w < math.inf, f"not a power: {reading}"
+        assert set(reading.limited) <= set(LIMITS), f"limited by what is not in LIMITS: {reading}"
+        assert reading.clock_hz is None or 0 < reading.clock_hz[0] <= reading.clock_hz[1], f"no clocks: {reading}"
+        if reading.steps:
+            seconds, joules = zip(*reading.steps, strict=True)
+            assert list(seconds) == sorted(seconds), f"steps go back in time: {reading}"
+            assert list(joules) == sorted(joules), f"energy falls: {reading}"
+            end = (reading.duration_s, reading.energy_j)
+            assert reading.steps[-1] == end, f"the last step is not the end: {reading}"
     return readings[-1]
 
 

@@ -4,6 +4,7 @@ import json
 import math
 import random
 import shutil
+import statistics
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -13,11 +14,11 @@ import pytest
 from toys import experiment
 
 import autogreen
-from autogreen import api, cli, comparison
+from autogreen import api, beside, cli, comparison
 from autogreen.compare_worker import contest
-from autogreen.comparison import Comparison, compare, final
+from autogreen.comparison import Comparison, compare, patient
 from autogreen.entrant import Entrant, find
-from autogreen.errors import AutogreenError, EvaluationError, RefusedError, StudyError
+from autogreen.errors import AutogreenError, EvaluationError, MeterError, RefusedError, StudyError
 from autogreen.front import Front
 from autogreen.measure import Protocol, measure_beside
 from autogreen.measurement import Beside, Interval
@@ -29,7 +30,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning:torch"),
 ]
 
-GPU = final(Protocol(warmup_s=0.0, window_s=0.5, min_windows=4, max_windows=10))
+GPU = Protocol(warmup_s=0.0, window_s=0.5, min_windows=4, max_windows=10).final()
 QUICK = {"warmup_s": 0.0, "window_s": 0.02, "min_windows": 2, "max_windows": 2, "foreign_limit": 99.0}
 SHORT = [text for key, value in QUICK.items() for text in ("--protocol", f"{key}={value}")]
 
@@ -37,7 +38,9 @@ SHORT = [text for key, value in QUICK.items() for text in ("--protocol", f"{key}
 def scripted(ratio: float, cv: float, seed: int, protocol: Protocol = GPU) -> Comparison:
     """A takes `ratio` of B's time at the same power; every window's reading has noise of its own."""
     chance, clock = random.Random(seed), ScriptedClock()
-    meter = ScriptedMeter(clock=clock, watts=[300 * (1 + cv * chance.gauss(0, 1)) for _ in range(200)])
+    meter = ScriptedMeter(
+        clock=clock, watts=[300 * (1 + cv * chance.gauss(0, 1)) for _ in range(2 * protocol.max_windows + 200)]
+    )
     beside = measure_beside(
         lambda: clock.advance(0.125 * ratio),
         lambda: clock.advance(0.125),
@@ -118,10 +121,50 @@ def test_summary_and_json_state_the_origin() -> None:
     assert data["a"]["energy_per_item_j"]["mean"] < data["b"]["energy_per_item_j"]["mean"]
 
 
-def test_the_final_protocol_ends_at_one_percent_or_after_a_minute() -> None:
-    assert (GPU.min_windows, GPU.max_windows, GPU.target_relative) == (6, 60, 0.01)
-    short = final(Protocol(window_s=0.01, min_windows=24, max_windows=24, target_relative=0.005))
-    assert (short.min_windows, short.max_windows, short.target_relative) == (24, 1000, 0.005)
+@pytest.mark.parametrize("seen", [0.0, 0.01])
+def test_what_it_says_would_settle_it_does(seen: float) -> None:
+    """A true difference, undecided after 20 pairs: as many more as `settles` asks for find it in about 95 of 100."""
+    cv, few, tries = 0.02, Protocol(warmup_s=0, window_s=0.5, min_windows=20, max_windows=20, target_relative=1.0), 100
+    halves = [math.log(one.high / one.low) / 2 for one in (scripted(1.0, cv, n, few).ratio for n in range(30))]
+    half = statistics.mean(halves)
+    first = scripted(1.0, cv, 0, few)
+    undecided = replace(first, beside=replace(first.beside, ratio=around(-seen, half)))
+    assert undecided.settles is not None
+    difference, seconds = undecided.settles
+    pairs = math.ceil(20 * (1 + seconds / undecided.measured_s))
+    longer = replace(few, min_windows=pairs, max_windows=pairs)
+    found = sum(scripted(1 / (1 + difference), cv, n, longer).cheaper == "a" for n in range(tries))
+    assert found >= 0.88 * tries  # 95 % less three standard errors
+
+
+def around(log: float, half: float) -> Interval:
+    return Interval(mean=math.exp(log), low=math.exp(log - half), high=math.exp(log + half))
+
+
+def test_a_comparison_takes_the_final_rule_or_about_a_minute_of_windows() -> None:
+    first = patient(Protocol())
+    assert (first.min_windows, first.max_windows, first.target_relative) == (40, 120, 0.01)
+    short = patient(Protocol(window_s=0.01, min_windows=48, max_windows=48, target_relative=0.005))
+    assert (short.min_windows, short.max_windows, short.target_relative) == (48, 1000, 0.005)
+    long = patient(Protocol(window_s=5.0))
+    assert (long.min_windows, long.max_windows) == (40, 80)
+
+
+def test_rest_is_looked_at_where_a_counter_tells_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(beside, "rest", lambda meter, *, seconds, synchronize: meter.stop())
+    protocol = Protocol(foreign_limit=0.25)
+
+    def idle_w(**script: Any) -> float | None:
+        clock = ScriptedClock()
+        meter = ScriptedMeter(**{"watts": 70.0, "clock": clock, **script})
+        meter.start()
+        clock.advance(2.0)
+        return beside._idle_w(meter, protocol, lambda: None)
+
+    assert idle_w() == 70.0
+    assert idle_w(tier="estimated") is None
+    assert idle_w(foreign_cores=0.5) is None and idle_w(told={"guests": ("Xorg",)}) is None
+    assert idle_w(watts=MeterError("the counter froze")) is None
 
 
 # --- for real ---------------------------------------------------------------------------------------------------------

@@ -44,7 +44,9 @@ def uneven(tape: Tape, clock: ScriptedClock, side: str, seconds: float) -> Calla
     return tape.of(side, lambda: clock.advance(seconds * (1 + 0.5 / (1 + next(made) / 40) + 0.02 * chance.random())))
 
 
-def take(folder: Path, protocol: Protocol = PROTOCOL, **script: Any) -> tuple[Path, Beside]:
+def take(
+    folder: Path, protocol: Protocol = PROTOCOL, idle_w: float | None = None, **script: Any
+) -> tuple[Path, Beside]:
     chance, clock = random.Random(5), ScriptedClock()
     script = {"watts": [chance.gauss(100, 2) for _ in range(60)], **script}
     tape = Tape(ScriptedMeter(clock=clock, resolution_s=0.03, uncertainty=0.1, **script))
@@ -56,6 +58,7 @@ def take(folder: Path, protocol: Protocol = PROTOCOL, **script: Any) -> tuple[Pa
         meter=tape,
         protocol=protocol,
         clock=clock,
+        idle_w=idle_w,
     )
     return written(folder, {"candidate": found.candidate, "reference": found.reference}, tape, protocol), found
 
@@ -88,6 +91,55 @@ def test_failed_and_disturbed_windows_are_replayed_too(tmp_path: Path) -> None:
     assert {window.reason for window in windows if not window.used} >= {"the counter fell"}
     assert any(window.reading is not None and not window.used for window in windows)
     assert replay(path)[0] == stamped(found)
+
+
+def told(window: int) -> dict[str, Any]:
+    """Everything a reading can tell; now and then something that speaks against it."""
+    return {
+        "sampled_w": 101.5,
+        "memory_w": 20.0,
+        "limit_w": 108.0,
+        "limited": ("power cap", *(("thermal slowdown",) if window == 5 else ())),
+        "clock_hz": (1.2e9, 1.9e9),
+        "temperature_c": 61.0,
+        "guests": ("Xorg (pid 9)",),
+        "steps": ((0.0, 0.0), (0.25, 24.5), (0.5, 50.0)),
+        "disturbed": "another program came" if window == 9 else None,
+    }
+
+
+def test_gates_and_the_warm_up_are_decided_again(tmp_path: Path) -> None:
+    watts = [100 * (1 - 0.3 * math.exp(-n / 3)) for n in range(60)]
+    watts[17], watts[19] = 130.0, 30.0
+    script = {"watts": watts, "told": [told(window) for window in range(60)]}
+    path, found = take(tmp_path, idle_w=50.0, **script)
+    windows = (*found.candidate.windows, *found.reference.windows)
+    reasons = " | ".join(window.reason for window in windows if window.reason and window.reading is not None)
+    for reason in ("thermal slowdown", "another program came", "more than the device can take", "at rest (50 W)"):
+        assert reason in reasons
+    assert found.candidate.limited == ("power cap",) and found.candidate.idle_w == 50.0
+    again, recording = replay(path)
+    assert again == stamped(found) and recording.idle_w == 50.0
+    assert Beside.from_json(json.loads(json.dumps(again.to_json()))) == again
+
+
+def test_a_discarded_warm_up_is_replayed(tmp_path: Path) -> None:
+    clock, chance = ScriptedClock(), random.Random(3)
+    watts = [100 * (1 - 0.4 * math.exp(-n / 3)) * (1 + 0.003 * chance.gauss(0, 1)) for n in range(60)]
+    tape = Tape(ScriptedMeter(clock=clock, watts=watts))
+    work, protocol = uneven(tape, clock, "candidate", 0.007), replace(PROTOCOL, target_relative=0.5)
+    for preheat_s in (30.0, 3.0):  # enough, and too little: given up at the same window
+        protocol = replace(protocol, preheat_s=preheat_s)
+        found = measure(work, items=3, meter=tape, protocol=protocol, clock=clock)
+        early = sum(window.reason == "warming up" for window in found.windows)
+        assert early >= 2 and any("not steady" in warning for warning in found.warnings) == (preheat_s == 3.0)
+        (tmp_path / f"{preheat_s}").mkdir()
+        path = written(tmp_path / f"{preheat_s}", {"candidate": found}, tape, protocol)
+        meter = ReplayMeter(readings=path)
+        again = measure(meter.call("candidate"), items=3, meter=meter, protocol=protocol, clock=meter.clock)
+        assert again == replace(found, boundary="scripted, replayed")
+        tape = Tape(ScriptedMeter(clock=clock, watts=watts))
+        work = uneven(tape, clock, "candidate", 0.007)
 
 
 def test_windows_stand_in_the_order_they_were_taken(tmp_path: Path) -> None:
@@ -216,7 +268,7 @@ def put(*path: Any, value: Any) -> Callable[[Any], None]:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (put("format", value=2), "has format 2; this autogreen reads 1"),
+        (put("format", value=1), "has format 1; this autogreen reads format 2 only. Record again"),
         (put("tier", value="guessed"), "tier is 'guessed'; allowed: one of measured, integrated, estimated"),
         (put("resolution_s", value=0), "resolution_s is '0'; allowed: a number above 0"),
         (put("windows", 3, "reading", "energy_j", value=-1.0), r"windows\[3\]\.reading: energy_j is '-1.0'"),
@@ -229,14 +281,29 @@ def put(*path: Any, value: Any) -> Callable[[Any], None]:
         (put("windows", 3, "reading", "watts", value=5), "unknown keys: 'watts'"),
         (put("windows", 3, "reading", value=None), "a reading, or null with a reason"),
         (put("windows", 3, "reading", value=[1, 2]), r"windows\[3\]\.reading is no mapping"),
-        (put("windows", 3, "calls", value=0), "calls is '0'; allowed: a whole number from 1 up"),
+        (put("windows", 3, "calls", value=0), "calls is '0'; allowed: a whole number from 1 to 10,000,000"),
         (put("windows", 3, "calls", value=True), "calls is 'True'"),
         (put("windows", 3, "duration_s", value="1"), "duration_s is '1'"),
         (put("windows", 3, "side", value="third"), "side is 'third'; allowed: one of candidate, reference"),
         (put("windows", 3, "reason", value=5), "reason is '5'; allowed: text or null"),
         (put("windows", value={}), "windows is '{}'; allowed: a list"),
         (put("sides", "candidate", "call_s", value=-1), "sides.candidate: call_s is '-1'"),
+        (put("sides", "candidate", "call_s", value=1e-300), "call_s is '1e-300'; allowed: a number above 1e-09"),
+        (put("resolution_s", value=1e300), r"resolution_s is '1e\+300'; allowed: a number up to 3600"),
         (put("notes", value=[1]), "notes is"),
+        (put("idle_w", value=-3), "idle_w is '-3'; allowed: a number of 0 or more"),
+        (put("windows", 3, "reading", "steps", value=[[0, 0], [1]]), r"reading: steps\[1\]: steps is .*two numbers"),
+        (put("windows", 3, "reading", "steps", value=[[0, "a"]]), r"steps\[0\]: steps is 'a'; allowed: a number"),
+        (
+            put("windows", 3, "reading", "limited", value=["tired"]),
+            "limited is .*; allowed: a list of power cap, therm",
+        ),
+        (put("windows", 3, "reading", "clock_hz", value=[1.0]), "clock_hz is .*; allowed: two numbers"),
+        (put("windows", 3, "reading", "guests", value="me"), "guests is 'me'; allowed: a list"),
+        (put("windows", 3, "reading", "disturbed", value=5), "disturbed is '5'; allowed: text or null"),
+        (put("windows", 3, "reading", "sampled_w", value="x"), "sampled_w is 'x'; allowed: a number of 0 or more"),
+        (put("windows", 3, "calls", value=10**8), "calls is '100000000'; allowed: a whole number from 1 to"),
+        (lambda data: data["windows"][3]["reading"].pop("steps"), r"windows\[3\]\.reading lacks 'steps'"),
         (put("more", value=1), "unknown keys: 'more'"),
         (lambda data: data.pop("boundary"), "lacks 'boundary'"),
     ],
@@ -257,6 +324,23 @@ def test_a_comparison_without_machine_or_protocol(tmp_path: Path, change: Callab
     change(data)
     path.write_text(json.dumps(data))
     with pytest.raises(MeterError, match="hardware or protocol are none"):
+        replay(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *(put("sides", side, "call_s", value=tiny) for side in ("candidate", "reference") for tiny in (2e-9, 1e-7)),
+        put("protocol", "window_s", value=3600.0),
+        put("resolution_s", value=3600.0),
+    ],
+)
+def test_a_recording_that_would_take_for_ever_is_refused_soon(tmp_path: Path, change: Callable[[Any], object]) -> None:
+    path, _ = take(tmp_path)
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_text(json.dumps(data))
+    with pytest.raises(MeterError, match=r"call_s is .* calls would fill a window; none was recorded with more than"):
         replay(path)
 
 

@@ -5,6 +5,7 @@ A recording is one JSON object; `autogreen compare --record FILE` writes it:
     format, autogreen, hardware     what wrote it, and where
     item, notes                     what is counted; what is to be known about it
     tier, boundary, resolution_s    the meter's own words
+    idle_w                          watts of the device at rest, or null
     protocol                        under which it was measured
     sides     {NAME: {name, items_per_call, call_s}}                        candidate and reference, or one alone
     windows   [{side, calls, duration_s, reading | null, reason | null}]    in the order they were taken
@@ -21,7 +22,12 @@ from pathlib import Path
 from typing import Any, ClassVar, cast
 
 from autogreen.errors import MeterError
-from autogreen.meters import TIERS, Diagnosis, Reading, Tier
+from autogreen.meters import LIMITS, TIERS, Diagnosis, Reading, Tier
+
+# What a file asks for beyond is never done replaying; nothing that was measured is near.
+MOST_CALLS = 10_000_000  # in a window
+LEAST_CALL_S = 1e-9
+MOST_RESOLUTION_S = 3600.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +62,7 @@ class Recording:
     tier: Tier
     boundary: str
     resolution_s: float
+    idle_w: float | None
     protocol: Mapping[str, Any]
     sides: Mapping[str, Side]
     windows: tuple[Taken, ...]
@@ -80,7 +87,7 @@ class ReplayMeter:
     readings: Path
     device: str = "cpu"
 
-    FORMAT: ClassVar[int] = 1  # of the file
+    FORMAT: ClassVar[int] = 2  # of the file; 1 held less of each reading
 
     def __post_init__(self) -> None:
         _ = self.recording  # a damaged one is refused before anything is measured
@@ -139,7 +146,7 @@ class ReplayMeter:
         state = self._state
         if not state.open:
             raise MeterError("no window is open: call start first.")
-        state.open = False
+        state.open, state.calls = False, 0
         window = state.next()
         if window is None:
             raise self._ran_out()
@@ -158,11 +165,17 @@ class ReplayMeter:
         if side not in self.recording.sides:
             raise MeterError(f"{self.readings} has no side {side!r}; it has {', '.join(self.recording.sides)}.")
         state, call_s = self._state, self.recording.sides[side].call_s
+        most = 10 * max((window.calls for window in self.recording.windows if window.side == side), default=0) + 1000
 
         def call() -> None:
             state.side = side
             state.calls += 1
             state.idle_s += call_s
+            if state.calls > most:
+                raise MeterError(
+                    f"{self.readings}: sides.{side}.call_s is {call_s!r}, so short that over {most} calls would fill a "
+                    f"window; none was recorded with more than {most // 10}. The recording is damaged: record again."
+                )
 
         return call
 
@@ -190,7 +203,8 @@ class ReplayMeter:
 
 @dataclass(kw_only=True)
 class _State:
-    """How far the tape has run. side: whose call was the last; None before any. calls: in the open window."""
+    """How far the tape has run. side: whose call was the last; None before any. calls: in the open window, or since
+    the last one was closed."""
 
     left: list[Taken]
     side: str | None = None
@@ -228,11 +242,28 @@ class _Part:
             raise self.refused(key, "a number of 0 or more" if above is None else f"a number above {above:g}")
         return number
 
+    def optional(self, key: str) -> float | None:
+        """A number of 0 or more, or null."""
+        return None if self.get(key, object) is None else self.number(key)
+
     def count(self, key: str) -> int:
         value = self.get(key, object)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise self.refused(key, "a whole number from 1 up")
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MOST_CALLS:
+            raise self.refused(key, f"a whole number from 1 to {MOST_CALLS:,}")
         return value
+
+    def texts(self, key: str, allowed: tuple[str, ...] | None = None) -> tuple[str, ...]:
+        if not all(isinstance(text, str) and (allowed is None or text in allowed) for text in self.get(key, list)):
+            raise self.refused(key, f"a list of {'texts' if allowed is None else ', '.join(allowed)}")
+        return tuple(self.data[key])
+
+    def pair(self, key: str) -> tuple[float, float]:
+        """Two finite numbers of 0 or more."""
+        value = self.get(key, list)
+        if len(value) != 2:
+            raise self.refused(key, "two numbers")
+        one, two = (_Part({key: number}, self.where).number(key) for number in value)
+        return one, two
 
     def only(self, cls: Any, *more: str) -> None:
         """Refuse keys that are neither a field of `cls` nor among `more`."""
@@ -249,12 +280,15 @@ class _Part:
 def _recording(part: _Part) -> Recording:
     if (found := part.get("format", object)) != ReplayMeter.FORMAT:
         known = ReplayMeter.FORMAT
-        raise MeterError(f"{part.where} has format {found!r}; this autogreen reads {known}. Use the one that wrote it.")
+        raise MeterError(
+            f"{part.where} has format {found!r}; this autogreen reads format {known} only. Record again, or use the "
+            "autogreen that wrote it."
+        )
     part.only(Recording, "format")
     if part.get("tier", str) not in TIERS:
         raise part.refused("tier", f"one of {', '.join(TIERS)}")
-    if not all(isinstance(note, str) for note in part.get("notes", list)):
-        raise part.refused("notes", "a list of texts")
+    if part.number("resolution_s", above=0.0) > MOST_RESOLUTION_S:
+        raise part.refused("resolution_s", f"a number up to {MOST_RESOLUTION_S:g}")
     sides = {name: _side(_Part(side, f"{part.where}: sides.{name}")) for name, side in part.get("sides", dict).items()}
     windows = tuple(
         _taken(_Part(window, f"{part.where}: windows[{place}]"), tuple(sides))
@@ -264,10 +298,11 @@ def _recording(part: _Part) -> Recording:
         autogreen=part.get("autogreen", str),
         hardware=part.get("hardware", dict),
         item=part.get("item", str),
-        notes=tuple(part.data["notes"]),
+        notes=part.texts("notes"),
         tier=cast(Tier, part.data["tier"]),
         boundary=part.get("boundary", str),
         resolution_s=part.number("resolution_s", above=0.0),
+        idle_w=part.optional("idle_w"),
         protocol=part.get("protocol", dict),
         sides=sides,
         windows=windows,
@@ -277,10 +312,15 @@ def _recording(part: _Part) -> Recording:
 _WORDS: dict[type, str] = {str: "text", dict: "a mapping", list: "a list"}
 
 
+_OPTIONAL = ("busy_s", "foreign_busy_s", "sampled_w", "memory_w", "limit_w", "temperature_c")
+
+
 def _side(part: _Part) -> Side:
     part.only(Side)
     return Side(
-        name=part.get("name", str), items_per_call=part.count("items_per_call"), call_s=part.number("call_s", above=0.0)
+        name=part.get("name", str),
+        items_per_call=part.count("items_per_call"),
+        call_s=part.number("call_s", above=LEAST_CALL_S),
     )
 
 
@@ -309,11 +349,24 @@ def _reading(part: _Part) -> Reading:
     )
     if not low_j <= energy_j <= high_j:
         raise part.refused("energy_j", f"a number from low_j ({low_j:g}) to high_j ({high_j:g})")
-    busy, foreign = (
-        None if part.get(key, object) is None else part.number(key) for key in ("busy_s", "foreign_busy_s")
-    )
+    disturbed = part.get("disturbed", object)
+    if disturbed is not None and not isinstance(disturbed, str):
+        raise part.refused("disturbed", "text or null")
+    steps = [
+        _Part({"steps": step}, f"{part.where}: steps[{place}]").pair("steps")
+        for place, step in enumerate(part.get("steps", list))
+    ]
     return Reading(
-        energy_j=energy_j, low_j=low_j, high_j=high_j, duration_s=duration_s, busy_s=busy, foreign_busy_s=foreign
+        energy_j=energy_j,
+        low_j=low_j,
+        high_j=high_j,
+        duration_s=duration_s,
+        steps=tuple(steps),
+        limited=part.texts("limited", LIMITS),
+        clock_hz=None if part.get("clock_hz", object) is None else part.pair("clock_hz"),
+        guests=part.texts("guests"),
+        disturbed=disturbed,
+        **{key: part.optional(key) for key in _OPTIONAL},
     )
 
 

@@ -1,0 +1,144 @@
+"""One callable and the windows it is measured in: warmed up, opened, closed, judged, kept."""
+
+import math
+import random
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from itertools import repeat
+
+from autogreen import gates
+from autogreen.errors import ConfigError, MeterError
+from autogreen.intervals import interval
+from autogreen.measurement import WARMING_UP, Interval, Measurement, Protocol, Window
+from autogreen.meters import Meter, Reading
+
+WINDOW_STEPS = 3  # a window holds at least so many steps of the meter
+TOLD = 6  # different reasons that an error lists
+
+
+class Side:
+    """One callable on its way to a measurement."""
+
+    def __init__(
+        self,
+        call: Callable[[], object],
+        items: int,
+        meter: Meter,
+        protocol: Protocol,
+        synchronize: Callable[[], object],
+        clock: Callable[[], float],
+        chance: random.Random,
+        idle_w: float | None,
+        lead: int = 0,
+    ) -> None:
+        if isinstance(items, bool) or not isinstance(items, int) or items < 1:
+            raise ConfigError(f"items is {items!r}; allowed: a whole number of items per call, 1 or more.")
+        self.call, self.items, self.meter, self.protocol = call, items, meter, protocol
+        self.synchronize, self.clock, self.chance = synchronize, clock, chance
+        self.idle_w, self.lead = idle_w, lead
+        self.windows: list[Window] = []
+        self.call_s = math.inf  # the least seconds per call seen: decides how many calls fill a window
+        self.spent_s = 0.0  # in windows
+        self.foreign = self.failed = 0
+
+    def _run(self, calls: int) -> float:
+        """Seconds that `calls` calls take, synchronised at both ends."""
+        self.synchronize()
+        began = self.clock()
+        for _ in repeat(None, calls):
+            self.call()
+        self.synchronize()
+        return self.clock() - began
+
+    def warm(self, seconds: float) -> None:
+        """Call for so long, twice at least, in growing rounds. The first round compiles and allocates: not timed."""
+        elapsed, calls, rounds = self._run(1), 1, 0
+        while rounds == 0 or elapsed < seconds:
+            took_s = self._run(calls)
+            elapsed, rounds = elapsed + took_s, rounds + 1
+            if took_s > 0:
+                self.call_s = min(self.call_s, took_s / calls)
+                calls = max(1, min(2 * calls, math.ceil((seconds - elapsed) / self.call_s)))
+            elif rounds > 40:
+                break
+            else:
+                calls *= 2
+        if not math.isfinite(self.call_s):
+            raise MeterError("the clock stood still during the warm-up: there is no time to measure energy over.")
+
+    def sample(self) -> float:
+        """Joules per item of the next window that can be used."""
+        while True:
+            window = self._window()
+            self.windows.append(window)
+            self.spent_s += window.duration_s
+            self.call_s = min(self.call_s, window.duration_s / window.calls if window.duration_s > 0 else math.inf)
+            if window.used:
+                return window.energy_per_call_j / self.items
+            if self.failed > self.protocol.min_windows:
+                raise MeterError(
+                    f"{self.failed} windows had to be discarded, too many to trust the rest: {self._reasons()}"
+                )
+
+    def _reasons(self) -> str:
+        bad = dict.fromkeys(w.reason for w in self.windows if not w.used and w.reason and w.reason != WARMING_UP)
+        more = f"; and {len(bad) - TOLD} more" if len(bad) > TOLD else ""
+        return "; ".join(list(bad)[:TOLD]) + more
+
+    def forget(self) -> None:
+        """The first window that counted was of the warm-up."""
+        place = next(place for place, window in enumerate(self.windows) if window.used)
+        self.windows[place] = replace(self.windows[place], used=False, reason=WARMING_UP)
+
+    def _window(self) -> Window:
+        meter = self.meter
+        # Whole calls of random number shift the phase against the meter's steps and keep the device as warm as before.
+        shift = int(self.chance.random() * meter.resolution_s / self.call_s)
+        for _ in repeat(None, self.lead + shift):
+            self.call()
+        calls = max(1, math.ceil(max(self.protocol.window_s, WINDOW_STEPS * meter.resolution_s) / self.call_s))
+        self.synchronize()
+        meter.start()
+        try:
+            duration_s = self._run(calls)
+        except BaseException:
+            with suppress(MeterError):
+                meter.stop()
+            raise
+        reading, reason = self._stop()
+        if duration_s <= 0:
+            reason = f"the clock stood still: {calls} calls in {duration_s} s"
+        used = reason is None
+        if not used:
+            self.failed += 1
+        elif reading is not None:
+            foreign_cores = (reading.foreign_busy_s or 0.0) / reading.duration_s
+            if foreign_cores > self.protocol.foreign_limit:
+                reason = f"{foreign_cores:.2f} foreign busy cores (limit {self.protocol.foreign_limit:g})"
+                used = self.foreign >= self.protocol.min_windows
+                self.foreign += not used
+        return Window(reading=reading, calls=calls, duration_s=duration_s, used=used, reason=reason)
+
+    def _stop(self) -> tuple[Reading | None, str | None]:
+        """The reading, if there is one, and why it must not count."""
+        try:
+            reading = self.meter.stop()
+        except MeterError as error:
+            return None, str(error)
+        readable = all(math.isfinite(number) and number > 0 for number in (reading.energy_j, reading.duration_s))
+        return (reading if readable else None), gates.against(reading, self.idle_w)
+
+    def measurement(self, warnings: tuple[str, ...]) -> Measurement:
+        used = [window for window in self.windows if window.used]
+        energy = interval([window.energy_per_call_j / self.items for window in used])
+        return Measurement(
+            energy_per_item_j=Interval(mean=energy.mean, low=max(0.0, energy.low), high=energy.high),
+            latency_s=interval([window.duration_s / window.calls for window in used]),
+            items_per_call=self.items,
+            tier=self.meter.tier,
+            boundary=self.meter.boundary,
+            windows=tuple(self.windows),
+            warnings=(*warnings, *gates.warnings(self.windows)),
+            idle_w=self.idle_w,
+        )
