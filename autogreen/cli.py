@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from autogreen.errors import AutogreenError, ConfigError
+from autogreen.errors import AutogreenError, ConfigError, NotConclusiveError
 
 app = typer.Typer(
     name="autogreen",
@@ -20,12 +20,15 @@ app = typer.Typer(
 )
 Runs = Annotated[Path, typer.Option(help="Folder that holds the studies.", envvar="AUTOGREEN_RUNS")]
 RUNS = Path("runs")
+NOT_CONCLUSIVE = 3  # exit code of a verification that proved nothing, neither way
 
 
 def main() -> None:
     """Entry point: one clear line on stderr for what users can mend; `--debug` shows the traceback."""
     try:
         app(standalone_mode=False)
+    except NotConclusiveError as error:
+        _fail(str(error), NOT_CONCLUSIVE, kind="")
     except AutogreenError as error:
         _fail(str(error))
     except KeyboardInterrupt:
@@ -45,10 +48,10 @@ def main() -> None:
         sys.exit(error.exit_code)
 
 
-def _fail(message: str, code: int = 1) -> None:
+def _fail(message: str, code: int = 1, kind: str = "error: ") -> None:
     if "--debug" in sys.argv:
         raise
-    print(f"error: {message}", file=sys.stderr)
+    print(f"{kind}{message}", file=sys.stderr)
     sys.exit(code)
 
 
@@ -134,7 +137,10 @@ def export(
 
 @app.command()
 def verify(folder: Path) -> None:
-    """Check a bundle's hashes, its outputs, and, on the same machine, its energy."""
+    """Check a bundle's hashes, its outputs, and, on the same machine, its energy.
+
+    Exit code 0: what could be checked holds; 1: something does not; 3: not conclusive, the machine was busy.
+    """
     from autogreen.bundle import verify as verify_bundle
 
     print(verify_bundle(folder).summary())

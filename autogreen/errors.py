@@ -8,6 +8,7 @@ AutogreenError              every message says what, why and the next step
 ├── MeterError              a counter that is missing, forbidden or broken; never turned into 0 J
 ├── EvaluationError         one policy could not be evaluated (NaN, crash, out of memory, time limit)
 └── BundleError             a bundle that is incomplete, changed, or does not keep its promise
+    └── NotConclusiveError  its energy came out outside the promise, on a machine too busy to prove anything
 """
 
 
@@ -41,3 +42,8 @@ class EvaluationError(AutogreenError):
 
 class BundleError(AutogreenError):
     """A bundle cannot be trusted or does not keep its promise."""
+
+
+class NotConclusiveError(BundleError):
+    """A bundle neither kept nor broke its promise of energy: other programs were running. The command line exits with
+    3."""

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -21,10 +22,11 @@ from autogreen import bundle, hardware
 from autogreen.bundle import golden, manifest, worker, write
 from autogreen.engines import ENGINES, Kernel, Program, Recipe
 from autogreen.engines.archive import refuse_code
-from autogreen.errors import BundleError
+from autogreen.errors import BundleError, NotConclusiveError
 from autogreen.evaluation import Evaluation, Published
-from autogreen.measure import Interval, Protocol, measure_beside
-from autogreen.meters import choose
+from autogreen.measure import measure_beside
+from autogreen.measurement import Beside, Interval, Measurement, Protocol, Window
+from autogreen.meters import Reading, choose
 from autogreen.results import Results
 from autogreen.tasks import trees
 from autogreen.testing import scripted_evaluation, scripted_results
@@ -523,6 +525,71 @@ def test_a_broken_energy_promise_fails_with_the_figures(copy: Path) -> None:
     seal(copy, lambda data: data["energy"].update(ratio=promised, ratio_prediction=promised))
     with pytest.raises(BundleError, match=r"does not keep its promise.*promised were 0\.02.* 0\.01 to 0\.03"):
         worker.check(copy, QUICK, None)
+
+
+def beside_others(of: int, loaded: int, **company: Any) -> Beside:
+    """A tenth of the reference's energy; the first `loaded` of `of` windows ran in this company."""
+    alone = Reading(energy_j=1.0, low_j=1.0, high_j=1.0, duration_s=1.0, foreign_busy_s=0.01)
+    readings = [replace(alone, **company) if number < loaded else alone for number in range(of)]
+    side = Measurement(
+        energy_per_item_j=Interval(mean=1.0, low=1.0, high=1.0),
+        latency_s=Interval(mean=1.0, low=1.0, high=1.0),
+        items_per_call=1,
+        tier="estimated",
+        boundary="scripted",
+        windows=tuple(Window(reading=reading, calls=1, duration_s=1.0, used=True) for reading in readings),
+    )
+    return Beside(candidate=side, reference=side, ratio=Interval(mean=0.1, low=0.09, high=0.11))
+
+
+@pytest.mark.parametrize(
+    ("company", "told"),
+    [
+        ({"foreign_busy_s": 1.5}, r"4 of 16 windows ran beside other programs \(1\.50 foreign busy cores at most\)"),
+        ({"guests": ("blender (pid 7) on board 0",)}, r"4 of 16 windows .*\(blender \(pid 7\) on board 0\)"),
+        ({"disturbed": "a program came"}, r"4 of 16 windows .*\(a program came\)"),
+    ],
+)
+def test_a_promise_missed_on_a_busy_machine_proves_nothing(
+    copy: Path, monkeypatch: pytest.MonkeyPatch, company: dict[str, Any], told: str
+) -> None:
+    quiet = replace(QUICK, foreign_limit=0.25)
+    monkeypatch.setattr(worker, "measure_programs", lambda *args, **settings: (beside_others(8, 2, **company), ()))
+    put_promise = put(("energy", "ratio_prediction"), {"mean": 0.5, "low": 0.4, "high": 0.6})
+    found = worker.check(seal(copy, put_promise), quiet, None)
+    assert found.busy is not None and re.search(told, found.busy) and found.difference <= found.tolerance
+    monkeypatch.setattr(
+        sys.modules["autogreen.bundle.verify"], "ask", lambda *args, **settings: json.loads(json.dumps(found.to_json()))
+    )
+    with pytest.raises(
+        NotConclusiveError, match=rf"^not conclusive: the machine was busy.*{told}.*outputs .* recorded"
+    ):
+        bundle.verify(copy)
+
+
+@pytest.mark.parametrize(("loaded", "load"), [(1, 1.5), (8, 0.2)])
+def test_little_load_excuses_nothing(copy: Path, monkeypatch: pytest.MonkeyPatch, loaded: int, load: float) -> None:
+    beside = beside_others(8, loaded, foreign_busy_s=load)
+    monkeypatch.setattr(worker, "measure_programs", lambda *args, **settings: (beside, ()))
+    promised = seal(copy, put(("energy", "ratio_prediction"), {"mean": 0.5, "low": 0.4, "high": 0.6}))
+    with pytest.raises(BundleError, match="does not keep its promise"):
+        worker.check(promised, replace(QUICK, foreign_limit=0.25), None)
+
+
+def test_a_promise_kept_on_a_busy_machine_is_kept(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    beside = beside_others(8, 8, foreign_busy_s=1.5)
+    monkeypatch.setattr(worker, "measure_programs", lambda *args, **settings: (beside, ()))
+    promised = seal(copy, put(("energy", "ratio_prediction"), {"mean": 0.1, "low": 0.05, "high": 0.2}))
+    assert worker.check(promised, QUICK, None).busy is None
+
+
+def test_wrong_outputs_fail_on_a_busy_machine_too(copy: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    beside = beside_others(8, 8, foreign_busy_s=1.5)
+    monkeypatch.setattr(worker, "measure_programs", lambda *args, **settings: (beside, ()))
+    ENGINES["eager"].save(network(256, seed=1), inputs(BATCH), tmp_path / "other")
+    shutil.copy(tmp_path / "other" / "model.pt2", copy / "model.pt2")
+    with pytest.raises(BundleError, match="other outputs than recorded"):
+        worker.check(seal(copy), QUICK, None)
 
 
 @pytest.mark.parametrize(

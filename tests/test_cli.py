@@ -68,6 +68,20 @@ def test_export_verify_and_a_flipped_byte(place):
     assert "not empty" in run(place, "export", "corners", "--to", "bundle", code=1)
 
 
+def test_a_verification_that_proves_nothing_has_an_exit_code_of_its_own(monkeypatch, capsys):
+    from autogreen import bundle, cli
+    from autogreen.errors import NotConclusiveError
+
+    def busy(folder):
+        raise NotConclusiveError("not conclusive: the machine was busy.")
+
+    monkeypatch.setattr(bundle, "verify", busy)
+    monkeypatch.setattr(sys, "argv", ["autogreen", "verify", "bundle"])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 3 and capsys.readouterr().err == "not conclusive: the machine was busy.\n"
+
+
 def test_the_mirror_was_written(place):
     assert (place / "runs" / "mlflow.db").exists()
 

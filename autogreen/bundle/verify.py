@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from autogreen.bundle.read import read
-from autogreen.errors import BundleError
+from autogreen.errors import BundleError, NotConclusiveError
 from autogreen.measurement import Interval, Protocol
 from autogreen.process import ask
 
@@ -24,6 +24,8 @@ class Verification:
             `tolerance`.
         ratio: energy per item over the reference's, measured here in turns; None: not measured, `notes` say why.
         promised: where the manifest promised it to fall.
+        busy: what other programs did meanwhile, where the ratio fell outside of the promise: then nothing is proven;
+            None: it fell inside, or was not measured.
         notes: what was not checked and why. warnings: of the measurement.
     """
 
@@ -35,6 +37,7 @@ class Verification:
     tolerance: float
     ratio: Interval | None
     promised: Interval | None
+    busy: str | None
     notes: tuple[str, ...]
     warnings: tuple[str, ...]
 
@@ -83,6 +86,7 @@ def verify(
 
     Raises:
         BundleError: what does not hold, with the figures.
+        NotConclusiveError: the energy is outside the promise, and other programs ran in many of the windows.
     """
     folder = Path(folder).absolute()
     device = read(folder).recipe.device
@@ -100,4 +104,13 @@ def verify(
         limit_s=limit_s,
         failure=BundleError,
     )
-    return Verification.from_json(found)
+    verified = Verification.from_json(found)
+    if verified.busy is not None:
+        assert verified.ratio is not None and verified.promised is not None, "busy is told of a measured ratio"
+        raise NotConclusiveError(
+            f"not conclusive: the machine was busy. {verified.busy} Files and outputs of {folder} are as recorded; its "
+            f"energy came out at {verified.ratio.mean:.4g} of the reference's ({verified.ratio.low:.4g} to "
+            f"{verified.ratio.high:.4g}), promised were {verified.promised.low:.4g} to {verified.promised.high:.4g}. "
+            "Stop the other programs and verify again."
+        )
+    return verified

@@ -11,8 +11,10 @@ from autogreen.bundle.read import examples, load_reference, opened, read
 from autogreen.bundle.verify import Verification
 from autogreen.engines import Program
 from autogreen.errors import BundleError, MeterError
-from autogreen.measurement import Beside, Protocol
+from autogreen.measurement import Beside, Interval, Protocol
 from autogreen.process import answer
+
+BUSY_SHARE = 0.25  # of the windows, from which the machine counts as busy
 
 
 def check(folder: Path, protocol: Protocol | None, meter: Mapping[str, Any] | None) -> Verification:
@@ -31,6 +33,7 @@ def check(folder: Path, protocol: Protocol | None, meter: Mapping[str, Any] | No
     here = hardware.name(hardware.describe(manifest.recipe.device))
     there, promised = hardware.name(manifest.hardware), manifest.energy.ratio_prediction
     beside: Beside | None = None
+    asked = protocol or manifest.energy.protocol
     note = ""
     if promised is None:
         note = "this is the reference itself: no energy ratio was promised, outputs only"
@@ -53,9 +56,7 @@ def check(folder: Path, protocol: Protocol | None, meter: Mapping[str, Any] | No
                 )
             else:
                 reference = load_reference(folder, manifest)
-                beside, _ = measure_programs(
-                    program, inputs, reference, inputs, meter=chosen, protocol=protocol or energy.protocol
-                )
+                beside, _ = measure_programs(program, inputs, reference, inputs, meter=chosen, protocol=asked)
     found = Verification(
         study=manifest.study,
         key=manifest.key,
@@ -65,6 +66,7 @@ def check(folder: Path, protocol: Protocol | None, meter: Mapping[str, Any] | No
         tolerance=manifest.golden.tolerance,
         ratio=None if beside is None else beside.ratio,
         promised=promised,
+        busy=None if beside is None or _kept(beside.ratio, promised) else _busy(beside, asked.foreign_limit),
         notes=(note,) if note else (),
         warnings=() if beside is None else (*beside.warnings, *beside.candidate.warnings),
     )
@@ -88,8 +90,35 @@ def _difference(folder: Path, manifest: Manifest, program: Program, inputs: Any,
     return difference
 
 
+def _kept(ratio: Interval | None, promised: Interval | None) -> bool:
+    return ratio is None or promised is None or promised.low <= ratio.mean <= promised.high
+
+
+def _busy(beside: Beside, foreign_limit: float) -> str | None:
+    """What other programs did, in one sentence, where they were about in a quarter of the windows or more, used or
+    discarded; else None: single windows that a clock tick or a cron job touched excuse nothing."""
+    readings = [
+        window.reading
+        for side in (beside.candidate, beside.reference)
+        for window in side.windows
+        if window.reading is not None
+    ]
+    cores = [(reading.foreign_busy_s or 0.0) / reading.duration_s for reading in readings]
+    told = {guest: None for reading in readings for guest in reading.guests}
+    told |= {reading.disturbed: None for reading in readings if reading.disturbed}
+    beside_others = [
+        bool(reading.guests) or reading.disturbed is not None or busy > foreign_limit
+        for reading, busy in zip(readings, cores, strict=True)
+    ]
+    if sum(beside_others) < BUSY_SHARE * len(readings):
+        return None
+    if max(cores) > foreign_limit:
+        told[f"{max(cores):.2f} foreign busy cores at most"] = None
+    return f"{sum(beside_others)} of {len(readings)} windows ran beside other programs ({'; '.join(told)})."
+
+
 def _check_ratio(folder: Path, found: Verification) -> None:
-    if found.ratio is None or found.promised is None or found.promised.low <= found.ratio.mean <= found.promised.high:
+    if found.ratio is None or found.promised is None or found.busy or _kept(found.ratio, found.promised):
         return
     ratio, promised = found.ratio, found.promised
     raise BundleError(
