@@ -25,6 +25,7 @@ METERS = Table(
     "meter",
     {
         "nvml": "autogreen.meters.nvml:NvmlMeter",
+        "nvml_power": "autogreen.meters.nvml_power:PowerMeter",
         "rapl": "autogreen.meters.rapl:RaplMeter",
         "estimate": "autogreen.meters.estimate:EstimateMeter",
         "replay": "autogreen.meters.replay:ReplayMeter",
@@ -107,6 +108,32 @@ class Meter(Protocol):
             MeterError: no window is open, or the reading is not to be trusted (a counter that fell, froze, vanished).
         """
         ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """What a meter with counters learnt of them before its first window.
+
+    Attributes:
+        periods_s: seconds between two steps of each counter.
+        step_j: mean size of a step at the power of that time.
+        latency_s: median time of one read.
+        power_w: power by the counters meanwhile, at rest or not.
+        slope: that over the mean of the power samples, which should be 1; None: no power is told.
+        notes: what is wrong, and what to do about it.
+    """
+
+    periods_s: tuple[float, ...]
+    step_j: float
+    latency_s: float
+    power_w: float
+    slope: float | None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def period_s(self) -> float:
+        """Of the slowest counter."""
+        return max(self.periods_s)
 
 
 class Unusable(MeterError):

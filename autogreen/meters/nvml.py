@@ -1,161 +1,147 @@
-"""Joules of one NVIDIA GPU from the energy counter of its driver.
+"""Joules of NVIDIA GPUs from the energy counters of their driver.
 
     work       |  ~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~  |
-    counter    |      |         |         |         |         |      |        steps every 100 ms or so
+    counter    |      |         |         |         |         |      |        a step every 100 ms or so
              start   first <------- energy_j, duration_s ------> last  stop
 
 A window that is cut between two steps would be billed one step too many or too few: off by 5 % and more in a second.
-So a sidecar thread polls the counter while the work runs, and the reading reaches from the first step after the start
-to the last one before the stop. Both ends see the same polling delay, which cancels, and nothing outside the work is
-billed: the parts of the window before the first step and after the last are left out of energy and of duration.
+So another process polls the counters while the work runs (`nvml_sidecar`), and the reading reaches from the first step
+after the start to the last one before the stop. The steps keep a beat, which is learnt once; the time between two of
+them is a whole number of periods, however late each was seen (`steps`). What the window holds before the first step and
+after the last is left out of energy and of duration.
 """
 
-import sys
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
-from threading import Event, Thread
+from functools import cache, cached_property
+from statistics import fmean, median
 from typing import ClassVar
 
-from autogreen.errors import ConfigError, MeterError
-from autogreen.meters import Diagnosis, Reading, Tier, Unusable
-from autogreen.meters.nvml_device import find_uuid, load_nvml, lost, open_counter
+from autogreen.errors import MeterError
+from autogreen.meters import Calibration, Diagnosis, Reading, Tier, Unusable
+from autogreen.meters.nvml_device import describe, find_uuids, open_counter
+from autogreen.meters.nvml_watch import CALIBRATE_S, Sidecar, Window, circumstances, sidecar
+from autogreen.meters.steps import beat, locate, together
 
-POLL_S = 0.001  # between two reads; one read takes about 4 ms and releases the interpreter lock
-BACKWARDS_J = 0.01  # counters were seen to fall by a millijoule; more is a reset
-REST = 0.85  # of a step is slept through: every read takes time from a program that is bound by kernel launches
-BLUR = 0.15  # of a step: what the time of a step may be in doubt (a read now and then takes 30 ms)
-LEAST_BLUR_S = 0.015
-SWITCH_S = 0.0002  # within which a busy interpreter hands over: Python's 5 ms starve the sidecar
-FROZEN_S = 2.0  # no step for so long: the counter is not merely slow
+GAIN = 0.06  # of the sensor, relative: what an external meter finds it to be off
+SLOPE = 0.15  # at rest: by which the counter and the power samples may disagree
 
 
 @dataclass(frozen=True, kw_only=True)
 class NvmlMeter:
-    """Total energy of one GPU as its driver counts it, `nvmlDeviceGetTotalEnergyConsumption`, in millijoules.
+    """Total energy of GPUs as their driver counts it, `nvmlDeviceGetTotalEnergyConsumption`, in millijoules.
 
-    The boundary is the board: what the host spends to launch the work is outside. low_j and high_j equal energy_j:
-    between equal devices the counter's error is its gain, which cancels in ratios. In absolute joules the gain is off
-    by about +-6 % (Yang, Adamek and Armour, "Accurate and Convenient Energy Measurements for GPUs", SC 2024,
-    arXiv:2312.02741). Source of the counter: NVIDIA, NVML API Reference Guide, Device Queries.
+    The boundary is the board: what the host spends to launch the work is outside. Several GPUs are read by one process
+    and summed over the same time, each one's counter taken to run evenly between its steps. low_j and high_j are 6 %
+    around energy_j: by so much the sensor's gain is off, differently from board to board (Yang, Adamek and Armour,
+    "Accurate and Convenient Energy Measurements for GPUs", SC 2024, arXiv:2312.02741). It cancels in ratios taken on
+    one board. Source of the counter: NVIDIA, NVML API Reference Guide, Device Queries.
 
     Attributes:
-        device: "cuda" or "cuda:1", counted as PyTorch counts; found in NVML by UUID.
-        resolution_s: seconds between two steps of the counter, above 0. 0.1 on data-centre boards, up to 0.5 on others.
+        device: "cuda", "cuda:1", or several: "cuda:0,cuda:1". Counted as PyTorch counts; found in NVML by UUID.
     """
 
     device: str = "cuda"
-    resolution_s: float = 0.1
 
     tier: ClassVar[Tier] = "measured"
-
-    def __post_init__(self) -> None:
-        step = self.resolution_s
-        if isinstance(step, bool) or not isinstance(step, int | float) or not 0 < step <= 10:
-            raise ConfigError(f"resolution_s is {step!r}; allowed: a number above 0, at most 10 (seconds).")
 
     @staticmethod
     def diagnose(device: str) -> Diagnosis:
         try:
-            uuid = find_uuid(device)
-            open_counter(uuid)()
+            uuids = find_uuids(device)
+            for uuid in uuids:
+                open_counter(uuid)
         except Unusable as error:
             return Diagnosis(name="nvml", available=False, tier="measured", reason=error.reason, advice=error.advice)
-        return Diagnosis(name="nvml", available=True, tier="measured", reason=f"reads {uuid}", advice="Nothing to do")
+        reason = f"reads {', '.join(uuids)}"
+        return Diagnosis(name="nvml", available=True, tier="measured", reason=reason, advice="Nothing to do")
 
     @cached_property
-    def uuid(self) -> str:
-        return find_uuid(self.device)
+    def uuids(self) -> tuple[str, ...]:
+        return find_uuids(self.device)
 
     @cached_property
     def boundary(self) -> str:
-        nvml = load_nvml()
-        try:
-            handle = nvml.nvmlDeviceGetHandleByUUID(self.uuid)
-            name, index = nvml.nvmlDeviceGetName(handle), nvml.nvmlDeviceGetIndex(handle)
-        except nvml.NVMLError as error:
-            raise lost(self.uuid, error) from error
-        return f"GPU {index} ({name}, {self.uuid})"
+        return describe(self.uuids)
+
+    @property
+    def resolution_s(self) -> float:
+        return self.calibration.period_s
+
+    @property
+    def calibration(self) -> Calibration:
+        """Learnt once in a process, in about 2 s.
+
+        Raises:
+            MeterError: the counter did not step within 2 s, or cannot be read.
+        """
+        return _calibrate(self._sidecar)
+
+    @property
+    def _sidecar(self) -> Sidecar:
+        return sidecar("counter", self.uuids)  # of this very process: it does not live through a fork
 
     @cached_property
-    def _open(self) -> list["_Sidecar"]:
+    def _open(self) -> list[Window]:
         return []
 
     def start(self) -> None:
         if self._open:
             raise MeterError("a window is open already: stop it first, or use a second meter for a nested window.")
-        sidecar = _Sidecar(open_counter(self.uuid), step_s=self.resolution_s)
-        sidecar.start()
-        sidecar.reading.wait()  # the first value is known: every later change is a step inside the window
-        if sidecar.error is not None:
-            raise sidecar.error
-        sys.setswitchinterval(SWITCH_S)
-        self._open.append(sidecar)
+        self._open.append(self._sidecar.open(self.calibration.periods_s))
 
     def stop(self) -> Reading:
-        ended = time.perf_counter()
         if not self._open:
             raise MeterError("no window is open: call start first.")
-        sidecar = self._open.pop()
-        sidecar.enough.set()
-        sidecar.join()
-        sys.setswitchinterval(sidecar.switch_s)
-        if sidecar.error is not None:
-            raise sidecar.error
-        steps = [step for step in sidecar.steps if step[0] <= ended]
-        window_s = ended - sidecar.began
-        if not steps and window_s > max(FROZEN_S, 4 * self.resolution_s):
-            raise MeterError(
-                f"the energy counter of {self.uuid} stood still for {window_s:.1f} s: it is frozen. "
-                "Reload the driver or reset the board, then try again."
-            )
-        if len(steps) < 2:
-            raise MeterError(
-                f"the energy counter of {self.uuid} stepped {len(steps)} times in a window of {window_s:.2f} s; at "
-                f"least 2 are needed. Lengthen the window, or set resolution_s (now {self.resolution_s}) to its step."
-            )
-        (first_s, first_j), (last_s, last_j) = steps[0], steps[-1]
-        energy_j = last_j - first_j
-        return Reading(energy_j=energy_j, low_j=energy_j, high_j=energy_j, duration_s=last_s - first_s)
-
-
-class _Sidecar(Thread):
-    """Polls a counter until `enough` is set; keeps the time and value of each step that it saw happen."""
-
-    def __init__(self, read: Callable[[], float], step_s: float) -> None:
-        super().__init__(name="autogreen-nvml", daemon=True)
-        self.read, self.rest_s, self.blur_s = read, REST * step_s, max(LEAST_BLUR_S, BLUR * step_s)
-        self.switch_s = sys.getswitchinterval()
-        self.began = time.perf_counter()
-        self.reading, self.enough = Event(), Event()
-        self.steps: list[tuple[float, float]] = []
-        self.error: MeterError | None = None
-
-    def run(self) -> None:
+        seen = self._sidecar.close(self._open.pop())
+        periods_s = self.calibration.periods_s
         try:
-            last_j = self.read()
-            self.began = before = time.perf_counter()
-            self.reading.set()
-            pause_s = POLL_S
-            while not self.enough.wait(pause_s):
-                asked = time.perf_counter()  # before the read: after it, another thread may hold the interpreter
-                value_j = self.read()
-                if value_j < last_j - BACKWARDS_J:
-                    raise MeterError(
-                        f"the energy counter fell from {last_j:.3f} J to {value_j:.3f} J: the driver was reloaded or "
-                        "the board reset inside the window. The window is lost; measure again."
-                    )
-                # Only a change between two close reads has a known time: not one after a rest or across a slow read.
-                close = pause_s == POLL_S and time.perf_counter() - before < self.blur_s
-                seen = value_j > last_j and close
-                if seen:
-                    self.steps.append((asked, value_j))
-                last_j, before = max(last_j, value_j), asked
-                pause_s = self.rest_s if seen else POLL_S
-        except MeterError as error:  # handed to start() or stop(), which raises it in the caller's thread
-            self.error = error
-        except Exception as error:  # noqa: BLE001 -- a dead sidecar must not pass for a still counter
-            self.error = MeterError(f"reading the energy counter broke: {type(error).__name__}: {error}")
-        finally:
-            self.reading.set()
+            steps = [locate(marks, period_s) for marks, period_s in zip(seen.marks, periods_s, strict=True)]
+            run = together([board.within(seen.began_s, seen.ended_s) for board in steps])
+        except MeterError as error:
+            raise MeterError(
+                f"{error} in a window of {seen.ended_s - seen.began_s:.2f} s; 2 steps are needed, one every "
+                f"{self.resolution_s * 1000:.3g} ms. Lengthen the window, or reload the driver if the counter is still."
+            ) from error
+        duration_s, energy_j = run[-1]
+        return Reading(
+            energy_j=energy_j,
+            low_j=energy_j * (1 - GAIN),
+            high_j=energy_j * (1 + GAIN),
+            duration_s=duration_s,
+            steps=run,
+            **circumstances(seen),
+        )
+
+
+@cache
+def _calibrate(reader: Sidecar) -> Calibration:
+    seen = reader.calibrate(CALIBRATE_S)
+    still = next((uuid for uuid, marks in zip(reader.uuids, seen.marks, strict=True) if len(marks) < 2), None)
+    if still is not None:
+        raise Unusable(
+            f"the energy counter of {still} did not step twice within {CALIBRATE_S:g} s: it is frozen",
+            "Reload the driver or reset the board; until then the meter nvml_power reads its power samples",
+        )
+    periods_s = tuple(beat(marks) for marks in seen.marks)
+    steps = [locate(marks, period_s) for marks, period_s in zip(seen.marks, periods_s, strict=True)]
+    run = together(steps)
+    power_w, sampled_w = run[-1][1] / run[-1][0], circumstances(seen)["sampled_w"]
+    notes = [
+        f"{uuid}: the counter keeps no beat; its steps are timed by polling, to some milliseconds"
+        for uuid, found in zip(reader.uuids, steps, strict=True)
+        if not found.regular
+    ]
+    slope = None if not sampled_w else power_w / sampled_w
+    if slope is not None and abs(slope - 1) > SLOPE:
+        notes.append(
+            f"the counter says {power_w:.0f} W and the power samples {sampled_w:.0f} W, {slope - 1:+.0%}: "
+            "one of the two is wrong; trust ratios on this board only, and joules not at all"
+        )
+    return Calibration(
+        periods_s=periods_s,
+        step_j=power_w / len(steps) * fmean(periods_s),
+        latency_s=median(seen.reads_s),
+        power_w=power_w,
+        slope=slope,
+        notes=tuple(notes),
+    )

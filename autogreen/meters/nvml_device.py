@@ -1,4 +1,4 @@
-"""Finding one NVIDIA board in NVML and opening its energy counter; every way that can fail, with its reason."""
+"""Finding NVIDIA boards in NVML and opening their counters; every way that can fail, with its reason."""
 
 import os
 import time
@@ -36,50 +36,113 @@ def lost(uuid: str, error: Exception) -> Unusable:
     return Unusable(f"{uuid} cannot be read ({error})", "Look at it with nvidia-smi; a lost board wants a reboot")
 
 
-def open_counter(uuid: str) -> Callable[[], float]:
-    """Open the counter of one board and return its reader, in joules. One failing read is tried again once."""
+def open_counter(uuid: str) -> float:
+    """Read the energy counter of one board once, in joules.
+
+    Raises:
+        Unusable: there is none, it counts for others too, or it cannot be read.
+    """
+    nvml, handle = _open(uuid)
+    try:
+        return float(_twice(nvml, lambda: nvml.nvmlDeviceGetTotalEnergyConsumption(handle))) / 1000
+    except nvml.NVMLError as error:
+        if getattr(error, "value", None) == nvml.NVML_ERROR_NOT_SUPPORTED:
+            raise Unusable(
+                f"{uuid} has no energy counter ({error}; boards before Volta have none)",
+                "Its power samples can be integrated: meter nvml_power",
+            ) from error
+        raise lost(uuid, error) from error
+
+
+def open_power(uuid: str) -> float:
+    """Read the power of one board once, in watts.
+
+    Raises:
+        Unusable: it is not told, is that of others too, or cannot be read.
+    """
+    nvml, handle = _open(uuid)
+    try:
+        return float(_twice(nvml, lambda: nvml.nvmlDeviceGetPowerUsage(handle))) / 1000
+    except nvml.NVMLError as error:
+        if getattr(error, "value", None) == nvml.NVML_ERROR_NOT_SUPPORTED:
+            raise Unusable(f"{uuid} tells no power ({error})", "Measure on another board") from error
+        raise lost(uuid, error) from error
+
+
+def instant_power(uuid: str) -> bool:
+    """Whether a board tells its power at an instant, and not an average only."""
+    nvml, handle = _open(uuid)
+    try:
+        found = nvml.nvmlDeviceGetFieldValues(handle, [(nvml.NVML_FI_DEV_POWER_INSTANT, 0)])[0]
+    except nvml.NVMLError:
+        return False
+    return bool(found.nvmlReturn == 0)
+
+
+def describe(uuids: tuple[str, ...]) -> str:
+    """The boards in words, as the boundary of a measurement."""
+    nvml, told = load_nvml(), []
+    for uuid in uuids:
+        try:
+            handle = nvml.nvmlDeviceGetHandleByUUID(uuid)
+            told.append(f"GPU {nvml.nvmlDeviceGetIndex(handle)} ({nvml.nvmlDeviceGetName(handle)}, {uuid})")
+        except nvml.NVMLError as error:
+            raise lost(uuid, error) from error
+    return " + ".join(told)
+
+
+def _open(uuid: str) -> tuple[Any, Any]:
+    """pynvml, and the handle of a board whose joules are the measured program's alone."""
     nvml = load_nvml()
     try:
         handle = nvml.nvmlDeviceGetHandleByUUID(uuid)
     except nvml.NVMLError as error:
         raise lost(uuid, error) from error
-    if _mig(nvml, handle):
+    if _told(nvml, lambda: nvml.nvmlDeviceGetMigMode(handle)[0]):
         raise Unusable(
             f"{uuid} is split by MIG and its counter counts all slices together",
             "Switch MIG off for this board, or measure on another one",
         )
-
-    def read() -> float:
-        try:
-            return _millijoules(nvml, handle) / 1000
-        except nvml.NVMLError:
-            time.sleep(RETRY_S)
-        try:
-            return _millijoules(nvml, handle) / 1000
-        except nvml.NVMLError as error:
-            if getattr(error, "value", None) == nvml.NVML_ERROR_NOT_SUPPORTED:
-                raise Unusable(
-                    f"{uuid} has no energy counter ({error}; boards before Volta and virtual GPUs have none)",
-                    "Measure on another board",
-                ) from error
-            raise lost(uuid, error) from error
-
-    return read
+    shared = {
+        nvml.NVML_GPU_VIRTUALIZATION_MODE_VGPU: "is a virtual GPU: its joules are those of a board shared with others",
+        nvml.NVML_GPU_VIRTUALIZATION_MODE_HOST_VGPU: "hosts virtual GPUs and its counter counts all of them together",
+        nvml.NVML_GPU_VIRTUALIZATION_MODE_HOST_VSGA: "is shared between virtual machines",
+    }
+    if (mode := _told(nvml, lambda: nvml.nvmlDeviceGetVirtualizationMode(handle))) in shared:
+        raise Unusable(f"{uuid} {shared[mode]}", "Measure on a whole board, or on one passed through")
+    return nvml, handle
 
 
-def _millijoules(nvml: Any, handle: Any) -> int:
-    value: int = nvml.nvmlDeviceGetTotalEnergyConsumption(handle)
-    return value
-
-
-def _mig(nvml: Any, handle: Any) -> bool:
+def _told(nvml: Any, ask: Callable[[], Any]) -> Any:
+    """What boards of other kinds answer with NOT_SUPPORTED, then None."""
     try:
-        return bool(nvml.nvmlDeviceGetMigMode(handle)[0])
+        return ask()
     except nvml.NVMLError:
-        return False  # boards without MIG answer NOT_SUPPORTED
+        return None
 
 
-def find_uuid(device: str) -> str:
+def _twice(nvml: Any, ask: Callable[[], Any]) -> Any:
+    """One failing read is tried again once."""
+    try:
+        return ask()
+    except nvml.NVMLError:
+        time.sleep(RETRY_S)
+    return ask()
+
+
+def find_uuids(device: str) -> tuple[str, ...]:
+    """The NVML UUIDs of one or several PyTorch devices: "cuda", "cuda:1", "cuda:0,cuda:1".
+
+    Raises:
+        Unusable: one of them is no NVIDIA GPU, not here, not to be told apart, or named twice.
+    """
+    uuids = tuple(_find(one.strip()) for one in device.split(","))
+    if len(set(uuids)) < len(uuids):
+        raise Unusable(f"{device!r} names a GPU twice", "Name each once")
+    return uuids
+
+
+def _find(device: str) -> str:
     """The NVML UUID of a PyTorch device, whatever CUDA_VISIBLE_DEVICES holds: indices, UUIDs, in any order.
 
     PyTorch itself is asked where it sees a GPU. Else the variable is read, and an index is believed only where NVML

@@ -1,0 +1,242 @@
+"""The process that reads NVIDIA boards beside the one that works. It needs the standard library and pynvml alone.
+
+    one line in, JSON                   one line out, JSON
+    {"do": "open", "window": 1,         {"limits_w": [..], "pids": [[..], ..]}           the boards have been read
+     "periods_s": [0.1]}
+    {"do": "close", "window": 1}        {"boards": [{"marks", "samples"}, ..], ...}      what was seen since
+    {"do": "calibrate", "seconds": 2}   the same, of a window of its own, polled without rest; "reads_s" besides
+    end of input                        it ends
+    whatever goes wrong                 {"error": ".."}; it is of no further use: NVML is started afresh in another one
+
+A mark is a step of the energy counter: [not before, asked, answered, millijoules], seconds on the monotonic clock. The
+counter still had its old value in a read that began at the first, and had this value in the read between the other two.
+So a mark is true however late this process was; it only gets wider. A sample is what costs next to nothing to ask, once
+a step: [seconds, watts, watts of the memory, reasons for slow clocks, clock in MHz, degrees Celsius]; null: not told.
+
+A process and not a thread: a program bound by kernel launches keeps its interpreter busy, which makes a thread late,
+and every wakening of the thread stops the program.
+"""
+
+import json
+import os
+import select
+import signal
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+POLL_S = 0.001  # between two reads of a counter that is due for a step; one read takes about 4 ms
+EARLY_S = 0.003  # before the next step can come at the earliest: one read more must still find the old value
+SEEN = 0.25  # of a period: a mark that is narrower saw its step happen
+RETRY_S = 0.001  # before the second try of a read that failed
+SAMPLE_S = 0.02  # between two power samples where there is no counter
+BACKWARDS_MJ = 10  # counters were seen to fall by a millijoule; more is a reset
+
+
+class Board:
+    """One board: its counter's steps, and what was sampled beside."""
+
+    def __init__(self, nvml: Any, uuid: str, counts: bool) -> None:
+        self.nvml, self.uuid, self.counts = nvml, uuid, counts
+        self.marks: list[tuple[float, float, float, int]] = []
+        self.samples: list[tuple[float | None, ...]] = []
+        self.reads_s: list[float] = []
+        self.period_s = 0.0  # 0: not known yet
+        self.error: str | None = None  # from then on it is not read: who hears of it starts another process
+        self.last_mj, self.asked_s, self.due_s = 0, 0.0, 0.0
+        self.handle = nvml.nvmlDeviceGetHandleByUUID(uuid)
+
+    def look(self) -> None:
+        """Start afresh: the counter's value now, from which steps are told."""
+        if self.counts:
+            self.asked_s, answered_s, self.last_mj = self._read()
+            self.due_s = answered_s
+            if self.period_s and self.marks:  # steps keep their beat while nobody looks
+                beat_s = (answered_s + EARLY_S - self.marks[-1][0]) % self.period_s
+                if beat_s > self.marks[-1][2] - self.marks[-1][0] + EARLY_S:  # else a step may come right now
+                    self.due_s = answered_s + self.period_s - beat_s
+        else:
+            self.due_s = time.perf_counter()
+
+    def poll(self, rest: bool) -> None:
+        """Read once; keep a step, if there was one. Errors are kept and told when the window is closed."""
+        try:
+            if self.counts:
+                self._step(rest)
+            else:
+                self._sample()
+                self.due_s += SAMPLE_S
+        except self.nvml.NVMLError as error:
+            self.error = f"{self.uuid} could not be read: {error}"
+
+    def _step(self, rest: bool) -> None:
+        asked_s, answered_s, value_mj = self._read()
+        if value_mj < self.last_mj - BACKWARDS_MJ:
+            self.error = (
+                f"the energy counter of {self.uuid} fell from {self.last_mj / 1000:.3f} J to {value_mj / 1000:.3f} J: "
+                "the driver was reloaded or the board reset inside the window"
+            )
+        elif value_mj > self.last_mj:
+            self.marks.append((self.asked_s, asked_s, answered_s, value_mj))
+            self.last_mj = value_mj
+            self._sample()
+            # Only who saw the step happen knows when the next one is due; who came late must not stay late.
+            seen = answered_s - self.asked_s < SEEN * self.period_s
+            self.due_s = self.asked_s + self.period_s - EARLY_S if rest and seen else answered_s + POLL_S
+        else:
+            self.due_s = answered_s + POLL_S
+        self.asked_s = asked_s
+
+    def _read(self) -> tuple[float, float, int]:
+        asked_s = time.perf_counter()
+        value_mj: int = self._twice(lambda: self.nvml.nvmlDeviceGetTotalEnergyConsumption(self.handle))
+        answered_s = time.perf_counter()
+        self.reads_s.append(answered_s - asked_s)
+        return asked_s, answered_s, value_mj
+
+    def _sample(self) -> None:
+        nvml, handle = self.nvml, self.handle
+        power_w = self._field(nvml.NVML_FI_DEV_POWER_INSTANT, 0)
+        if power_w is None:
+            tell = self._told if self.counts else self._twice  # without a counter, power is what this is about
+            power_w = tell(lambda: nvml.nvmlDeviceGetPowerUsage(handle) / 1000)
+        self.samples.append(
+            (
+                time.perf_counter(),
+                power_w,
+                self._field(nvml.NVML_FI_DEV_POWER_AVERAGE, 2),
+                self._told(lambda: nvml.nvmlDeviceGetCurrentClocksEventReasons(handle)),
+                self._told(lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM)),
+                self._told(lambda: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU)),
+            )
+        )
+
+    def _field(self, field: int, scope: int) -> float | None:
+        """A power field in watts. Scope 2 is the memory; not every board tells it."""
+        found = self._told(lambda: self.nvml.nvmlDeviceGetFieldValues(self.handle, [(field, scope)])[0])
+        return None if found is None or found.nvmlReturn != 0 else found.value.uiVal / 1000
+
+    def _twice(self, ask: Callable[[], Any]) -> Any:
+        try:
+            return ask()
+        except self.nvml.NVMLError:
+            time.sleep(RETRY_S)
+        return ask()
+
+    def _told(self, ask: Callable[[], Any]) -> Any:
+        try:
+            return ask()
+        except self.nvml.NVMLError:
+            return None
+
+    def state(self) -> tuple[float | None, list[int] | None]:
+        """The power limit in watts, and the processes that hold a context here; None: not told."""
+        limit_w = self._told(lambda: self.nvml.nvmlDeviceGetEnforcedPowerLimit(self.handle) / 1000)
+        users = self._told(lambda: self.nvml.nvmlDeviceGetComputeRunningProcesses(self.handle))
+        return limit_w, None if users is None else sorted(int(user.pid) for user in users)
+
+
+class Sidecar:
+    """All boards, and the windows that are open on them."""
+
+    def __init__(self, nvml: Any, uuids: list[str], counts: bool) -> None:
+        self.boards = [Board(nvml, uuid, counts) for uuid in uuids]
+        self.open: dict[int, list[tuple[int, int]]] = {}  # how many marks and samples each board had
+        self.rest = True
+        self.unread = b""
+
+    def serve(self) -> None:
+        while (told := self._wait()) is not None:
+            _tell(self._answer(told))
+
+    def _wait(self) -> dict[str, Any] | None:
+        """The next command; boards are polled until it comes. None: nobody is there any more."""
+        while b"\n" not in self.unread:
+            polled = [board for board in self.boards if board.error is None] if self.open else []
+            board = min(polled, key=lambda board: board.due_s, default=None)
+            patience_s = None if board is None else max(0.0, board.due_s - time.perf_counter())
+            if select.select([0], [], [], patience_s)[0]:
+                if not (more := os.read(0, 65536)):
+                    return None
+                self.unread += more
+            elif board is not None:
+                board.poll(self.rest)
+        line, self.unread = self.unread.split(b"\n", 1)
+        told: dict[str, Any] = json.loads(line)
+        return told
+
+    def _answer(self, told: dict[str, Any]) -> dict[str, Any]:
+        try:
+            if told["do"] == "open":
+                return self._open(told["window"], told["periods_s"])
+            if told["do"] == "calibrate":
+                return self._calibrate(told["seconds"])
+            return self._close(told["window"])
+        except Exception as error:  # noqa: BLE001 - whatever it was, the one who asked is to hear of it
+            return {"error": f"{type(error).__name__}: {error}"}
+
+    def _open(self, window: int, periods_s: list[float]) -> dict[str, Any]:
+        for board, period_s in zip(self.boards, periods_s, strict=True):
+            board.period_s = period_s
+            if not self.open:
+                del board.marks[:-1], board.samples[:], board.reads_s[:]
+                board.look()
+        states = [board.state() for board in self.boards]
+        self.open[window] = [(len(board.marks), len(board.samples)) for board in self.boards]
+        return {"limits_w": [limit for limit, _ in states], "pids": [pids for _, pids in states], **self._error()}
+
+    def _close(self, window: int) -> dict[str, Any]:
+        began = self.open.pop(window)
+        states = [board.state() for board in self.boards]
+        found = [
+            {"marks": board.marks[marks:], "samples": board.samples[samples:]}
+            for board, (marks, samples) in zip(self.boards, began, strict=True)
+        ]
+        return {
+            "boards": found,
+            "limits_w": [limit for limit, _ in states],
+            "pids": [pids for _, pids in states],
+            **self._error(),
+        }
+
+    def _error(self) -> dict[str, str]:
+        return next(({"error": board.error} for board in self.boards if board.error is not None), {})
+
+    def _calibrate(self, seconds: float) -> dict[str, Any]:
+        window, self.rest = -1, False
+        self._open(window, [0.0] * len(self.boards))
+        end = time.perf_counter() + seconds
+        try:
+            while time.perf_counter() < end:
+                for board in self.boards:
+                    if board.error is None:
+                        board.poll(self.rest)
+                time.sleep(POLL_S)
+        finally:
+            self.rest = True
+            found = self._close(window)
+        return {**found, "reads_s": [board.reads_s for board in self.boards]}
+
+
+def _tell(what: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(what) + "\n")
+    sys.stdout.flush()
+
+
+def main(source: str, uuids: list[str]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started this decides when it ends
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        sidecar = Sidecar(pynvml, uuids, source == "counter")
+    except Exception as error:  # noqa: BLE001 - as above
+        _tell({"error": f"{type(error).__name__}: {error}"})
+        return
+    _tell({"ready": True})
+    sidecar.serve()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2:])
