@@ -5,7 +5,7 @@ as not readable, with the reason.
 """
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -13,6 +13,7 @@ from autogreen import floor, hardware
 from autogreen.engines import ENGINES
 from autogreen.errors import MeterError
 from autogreen.experiment import pick_device
+from autogreen.measure import rest
 from autogreen.meters import Diagnosis, Meter, Tier, choose, diagnose
 from autogreen.surroundings import NOTHING, Device, Finding, Load, governor, gpus, load_average
 
@@ -27,12 +28,12 @@ class Idle:
     """Power of the device with nothing of ours running, read for about 2 s by the meter that a sweep would take.
 
     power_w with low_w and high_w, the meter's own range, in watts; None where the meter could not read, which `note`
-    explains. resolution_s: seconds between two steps of the meter.
+    explains. resolution_s: seconds between two steps of the meter, None where it could not tell.
     """
 
     tier: Tier
     boundary: str
-    resolution_s: float
+    resolution_s: float | None
     power_w: float | None = None
     low_w: float | None = None
     high_w: float | None = None
@@ -40,10 +41,23 @@ class Idle:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Counter:
+    """What a meter learnt of its counter. period_s, step_j: between two of its steps. latency_s: of a read. slope: its
+    power over that of power samples; None: no samples. notes: what is wrong with it, and what to do."""
+
+    period_s: float
+    step_j: float
+    latency_s: float
+    slope: float | None
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Examination:
     """Attributes:
     devices: the processor and every NVIDIA GPU of the machine, the ones hidden from PyTorch too.
     meters: best tier first; the first available one is what a sweep takes.
+    counter: of the meter that a sweep takes; None where it has none or could not look.
     idle: None where no meter is available.
     costs: unit costs, where they have been measured; else `costs_note` says why not.
     disturbances: what stands in the way of quiet measuring now.
@@ -53,6 +67,7 @@ class Examination:
     hardware: dict[str, Any]
     devices: tuple[Device, ...]
     meters: tuple[Diagnosis, ...]
+    counter: Counter | None
     idle: Idle | None
     costs: floor.UnitCosts | None
     costs_note: str
@@ -76,6 +91,8 @@ class Examination:
         for meter in self.meters:
             here = f"yes ({meter.tier})" if meter.available else "no"
             table.add_row(f"meter {meter.name}", here, meter.reason, meter.advice)
+        if self.counter is not None:
+            table.add_row("counter", *_counter_cells(self.counter))
         if self.idle is not None:
             table.add_row("idle power now", *_idle_cells(self.idle))
         table.add_row("unit costs", *_cost_cells(self.costs, self.costs_note))
@@ -113,6 +130,7 @@ def examine(
         hardware=described,
         devices=(_processor(described), *boards),
         meters=meters,
+        counter=None if meter is None else _counter(meter),
         idle=idle,
         costs=costs,
         costs_note=note,
@@ -132,26 +150,44 @@ def _best(device: str) -> Meter | None:
 
 
 def _rest(meter: Meter, seconds: float) -> Idle:
-    boundary = ""
+    boundary, resolution_s = "", None
     try:
-        boundary = meter.boundary
-        meter.start()
-        time.sleep(seconds)
-        reading = meter.stop()
+        boundary, resolution_s = meter.boundary, meter.resolution_s
+        reading = rest(meter, seconds=seconds)
     except MeterError as error:
-        return Idle(tier=meter.tier, boundary=boundary, resolution_s=meter.resolution_s, note=str(error))
+        return Idle(tier=meter.tier, boundary=boundary, resolution_s=resolution_s, note=str(error))
     return Idle(
         tier=meter.tier,
         boundary=boundary,
-        resolution_s=meter.resolution_s,
+        resolution_s=resolution_s,
         power_w=reading.energy_j / reading.duration_s,
         low_w=reading.low_j / reading.duration_s,
         high_w=reading.high_j / reading.duration_s,
     )
 
 
+def _counter(meter: Meter) -> Counter | None:
+    """After a first window, when it is known anyway."""
+    try:
+        found = getattr(meter, "calibration", None)
+    except MeterError:  # the row of idle power says why
+        return None
+    if found is None:
+        return None
+    return Counter(**{field.name: getattr(found, field.name) for field in fields(Counter)})
+
+
+def _counter_cells(counter: Counter) -> tuple[str, str, str]:
+    step = f"a step of {counter.step_j:.3g} J every {counter.period_s * 1000:.4g} ms"
+    here = f"{step}, read in {counter.latency_s * 1e6:.3g} µs"
+    agrees = "" if counter.slope is None else f"its power is {counter.slope:.3g} times that of the power samples"
+    return here, agrees, "\n".join(counter.notes) or NOTHING
+
+
 def _idle_cells(idle: Idle) -> tuple[str, str, str]:
-    here = f"{idle.boundary}; a step every {idle.resolution_s * 1000:.3g} ms"
+    here = idle.boundary
+    if idle.resolution_s is not None:
+        here += f"; a step every {idle.resolution_s * 1000:.3g} ms"
     if idle.power_w is None:
         return "not readable", here, idle.note
     span = "" if idle.low_w == idle.high_w else f" ({idle.low_w:.3g} to {idle.high_w:.3g})"

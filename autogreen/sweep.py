@@ -207,8 +207,7 @@ class _Run:
     def finalists(self) -> Iterator[Progress]:
         """Measure front members afresh, longer, beside the reference, and judge them once on the test split."""
         published = self.store.get("published", {})
-        protocol = self.experiment.protocol
-        longer = replace(protocol, max_windows=2 * protocol.max_windows, target_relative=protocol.target_relative / 2)
+        longer = self.experiment.protocol.final()
         for evaluation in self._chosen():
             if evaluation.key in published:
                 continue

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -13,7 +14,7 @@ import pytest
 from rich.console import Console
 
 from autogreen import doctor, floor, hardware, surroundings
-from autogreen.doctor import Examination, examine
+from autogreen.doctor import Counter, Examination, examine
 from autogreen.errors import ConfigError, MeterError
 from autogreen.floor import UnitCosts
 from autogreen.measurement import Interval
@@ -71,7 +72,7 @@ def test_the_page_and_its_json() -> None:
     found = look()
     told = json.loads(json.dumps(found.to_json(), allow_nan=False))
     assert set(told) == {
-        *("hardware", "devices", "meters", "idle", "costs", "costs_note", "disturbances", "schemes"),
+        *("hardware", "devices", "meters", "counter", "idle", "costs", "costs_note", "disturbances", "schemes"),
     }
     assert told["devices"][0]["name"] == "cpu" and told["costs"] is None and "--floor" in told["costs_note"]
     assert told["idle"]["tier"] in ("measured", "integrated", "estimated") and told["idle"]["power_w"] > 0
@@ -102,6 +103,39 @@ def test_a_meter_that_fails_at_rest(monkeypatch: pytest.MonkeyPatch) -> None:
     found = look()
     assert found.idle is not None and found.idle.power_w is None and found.idle.note == "the counter stood still"
     assert "the counter stood still" in page(found)
+
+
+def test_what_a_meter_knows_of_its_counter(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Stepping(ScriptedMeter):
+        calibration = SimpleNamespace(
+            periods_s=(0.1,), period_s=0.1, step_j=7.0, latency_s=0.0004, power_w=70.0, slope=1.12, notes=("renew it",)
+        )
+
+    monkeypatch.setattr(doctor, "choose", lambda device: Stepping(watts=40.0))
+    found = look()
+    assert found.counter == Counter(period_s=0.1, step_j=7.0, latency_s=0.0004, slope=1.12, notes=("renew it",))
+    told = page(found)
+    assert "a step of 7 J every 100 ms, read in 400 µs" in told and "1.12 times" in told and "renew it" in told
+    json.dumps(found.to_json(), allow_nan=False)
+
+
+def test_a_meter_that_cannot_look_at_its_counter(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Frozen(ScriptedMeter):
+        @property
+        def calibration(self) -> Any:
+            raise MeterError("no step within 2 s")
+
+        @property
+        def resolution_s(self) -> float:
+            return self.calibration.period_s  # type: ignore[no-any-return]
+
+        @resolution_s.setter
+        def resolution_s(self, value: float) -> None: ...
+
+    monkeypatch.setattr(doctor, "choose", lambda device: Frozen())
+    found = look()
+    assert found.counter is None and found.idle is not None and found.idle.resolution_s is None
+    assert "no step within 2 s" in page(found)
 
 
 def test_no_meter_at_all(monkeypatch: pytest.MonkeyPatch) -> None:

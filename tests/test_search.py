@@ -143,6 +143,34 @@ def test_unit_costs_are_measured_once_and_billed(tmp_path, monkeypatch):
     assert Store.open(tmp_path / "two").results().baseline.times_above_floor > 1
 
 
+@pytest.mark.parametrize(
+    ("tier", "foreign_cores", "idle_w"), [("measured", 0.0, 20.0), ("measured", 200.0, None), ("estimated", 0.0, None)]
+)
+def test_power_at_rest_is_read_once_where_it_can_be_seen(tmp_path, monkeypatch, tier, foreign_cores, idle_w):
+    from autogreen import evaluate
+    from autogreen.testing import ScriptedMeter
+
+    rests = []
+
+    def rest(meter, *, seconds, synchronize):
+        meter.start()
+        time.sleep(0.01)
+        rests.append(meter.stop())
+        return rests[-1]
+
+    monkeypatch.setattr(evaluate, "rest", rest)
+    monkeypatch.setattr(
+        evaluate,
+        "choose",
+        lambda *args, **settings: ScriptedMeter(watts=20.0, tier=tier, foreign_cores=foreign_cores),
+    )
+    run(tmp_path / "toy", budget={"trials": 1}, finalists=0)
+    found = Store.open(tmp_path / "toy").results().baseline.measurement
+    assert found.idle_w == (None if idle_w is None else pytest.approx(idle_w))
+    if idle_w is not None:  # 20 W at work as at rest: nothing is left
+        assert len(rests) == 1 and found.net_energy_per_item_j.mean == pytest.approx(0, abs=1e-3 * found.power_w)
+
+
 def test_the_meter_is_built_once(tmp_path, monkeypatch):
     from autogreen import evaluate
 
