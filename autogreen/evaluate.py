@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -219,7 +220,8 @@ class Evaluator:
         self, program: Program, example: Inputs, reference: str | None, meter: Meter, protocol: Protocol
     ) -> dict[str, Any]:
         batch = program.recipe.batch
-        synchronize = torch.cuda.synchronize if self.setup.device.startswith("cuda") else (lambda: None)
+        device = self.setup.device  # of several boards this one, which need not be PyTorch's current one
+        synchronize = partial(torch.cuda.synchronize, device) if device.startswith("cuda") else (lambda: None)
 
         def call() -> None:
             program.run(*example)

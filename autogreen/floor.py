@@ -8,7 +8,7 @@ A measurement below the floor is broken: work was still queued when the window c
 something else ran. Everything errs on the low side, so that the bound holds:
 
 - constant operands, whose arithmetic switches the fewest transistors (real values cost up to 40 % more on a GPU);
-- one thread or all of them, whichever is cheaper; TF32 where the GPU has it, since convolutions take it unasked;
+- one thread, half of them or all, whichever is cheapest; TF32 where the GPU has it, since convolutions take it unasked;
 - the low ends of the 95 % intervals; a data type that was not measured bounds nothing;
 - a quarter of the products of a convolution wider than 1 x 1, which fast algorithms save (Lavin and Gray, "Fast
   Algorithms for Convolutional Neural Networks", CVPR 2016, F(4x4, 3x3)), and half of attention, which a mask may save;
@@ -326,15 +326,17 @@ def measure_costs(
 
 
 def _cheapest(call: Callable[[], object], amount: float, device: str, meter: Meter, protocol: Protocol) -> Interval:
-    """With one thread and with all of them, the cheaper one."""
+    """With one thread, half of all and all of them (where two share a core, half is one a core), the cheapest one."""
     import os
+    from functools import partial
 
     import torch
 
     if device.startswith("cuda"):
-        return unit_cost_pj(call, amount, meter=meter, protocol=protocol, synchronize=torch.cuda.synchronize)
-    costs = []
-    for threads in sorted({1, os.cpu_count() or 1}):
+        synchronize = partial(torch.cuda.synchronize, device)
+        return unit_cost_pj(call, amount, meter=meter, protocol=protocol, synchronize=synchronize)
+    costs, cores = [], os.cpu_count() or 1
+    for threads in sorted({1, max(1, cores // 2), cores}):
         torch.set_num_threads(threads)
         costs.append(unit_cost_pj(call, amount, meter=meter, protocol=protocol))
     return min(costs, key=lambda cost: cost.mean)
@@ -346,7 +348,8 @@ def _product(dtype: str, device: str, side: int) -> Callable[[], object]:
     # full() writes every page; zeros() may leave them to one shared page of the operating system
     left, right = (torch.full((side, side), 0, dtype=getattr(torch, dtype), device=device) for _ in range(2))
     if dtype == "int8" and device.startswith("cuda"):
-        return lambda: torch._int_mm(left, right)
+        columns = right.t()  # the layout that the tensor cores read: row by row an H200 takes 4.5 times the energy
+        return lambda: torch._int_mm(left, columns)
     if dtype == "int8":  # as an exported program calls it; _int_mm is a plain loop on many processors
         packed = torch.ops.onednn.qlinear_prepack(right, [side, side])
         scales, zeros, bytes_in = torch.ones(side), torch.zeros(side, dtype=torch.int64), left.to(torch.uint8)

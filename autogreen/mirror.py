@@ -191,7 +191,8 @@ def _files(evaluation: Evaluation | None, policy: Mapping[str, Any]) -> dict[str
 def _table(front: Front) -> dict[str, Any]:
     """In the form of MLflow's `log_table`, which would append to an earlier table instead of replacing it."""
     columns = ["id", "role", "quality", "quality_loss", "loss_low", "loss_high", "energy_per_item_j", "energy_low_j"]
-    columns += ["energy_high_j", "tier", "energy_ratio", "latency_s", "size_bytes", "proven_distinct", "does"]
+    columns += ["energy_high_j", "tier", "boundary", "energy_ratio", "times_above_floor", "latency_s", "size_bytes"]
+    columns += ["proven_distinct", "does"]
     steps = {point.id for point in front.steps}
     roles = [*((p, "front") for p in front.members), *((p, "reference or control") for p in front.references)]
     rows = []
@@ -199,7 +200,8 @@ def _table(front: Front) -> dict[str, Any]:
         loss, energy = point.loss, point.energy_per_item_j
         size, distinct = point.evaluation.size_bytes, role == "front" and point.id in steps
         figures = (point.quality.mean, loss.mean, loss.low, loss.high, energy.mean, energy.low, energy.high)
-        measured = (point.measurement.tier, point.ratio.mean, point.measurement.latency_s.mean, size)
+        own = point.measurement
+        measured = (own.tier, own.boundary, point.ratio.mean, point.times_above_floor, own.latency_s.mean, size)
         rows.append([point.name, role, *figures, *measured, distinct, point.words])
     return {"columns": columns, "data": rows}
 
