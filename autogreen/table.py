@@ -11,12 +11,12 @@ from autogreen.wording import plain_spread, quantity, spread, times
 
 def front_table(front: Front) -> Table:
     """Members, then what they are compared with. ● proven distinct from the other ●, ○ not. floor: times the least
-    energy that the work can cost here."""
+    energy that the work can cost here, where that is known."""
     results, estimated = front.results, front.results.tier == "estimated"
     table = Table(title=Text(f"{results.study}: {results.task}, energy {results.tier}"), caption=Text(_bill(front)))
     energy = f"energy per {results.item}, {results.tier}" + (" (95 %; possible)" if estimated else " (95 %)")
-    heads = ("", "policy", "quality", "loss (95 %)", energy, "ratio", "floor", "latency", "size", "what it does")
-    for head in heads:
+    floor = ("floor",) if any(point.times_above_floor for point in (*front.members, *front.references)) else ()
+    for head in ("", "policy", "quality", "loss (95 %)", energy, "ratio", *floor, "latency", "size", "what it does"):
         table.add_column(Text(head), no_wrap=head in ("", "policy"), overflow="fold")
 
     def add(mark: str, point: Point) -> None:
@@ -31,7 +31,7 @@ def front_table(front: Front) -> Table:
             plain_spread(point.loss),
             joules,
             f"{point.ratio.mean:.3f}",
-            "" if point.times_above_floor is None else times(point.times_above_floor),
+            *("" if point.times_above_floor is None else times(point.times_above_floor) for _ in floor),
             quantity(point.measurement.latency_s.mean, "s"),
             "" if size is None else quantity(size, "B"),
             point.words,
