@@ -289,4 +289,4 @@ def _size(path: Path) -> int:
 
 def _short(value: Any) -> str:
     text = str(value)
-    return repr(text if len(text) <= 60 else text[:57] + "...")
+    return repr(text if len(text) <= 200 else text[:197] + "...")
