@@ -14,7 +14,7 @@ import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import combinations, pairwise
 from statistics import median
 
 from autogreen.errors import MeterError
@@ -22,6 +22,7 @@ from autogreen.errors import MeterError
 Mark = tuple[float, float, float, int]  # not before, asked, answered (seconds, monotonic), millijoules
 
 SEEN = 0.25  # of a period: a mark that is wider did not see its step happen
+LATE = 2  # times the usual width: a mark that is wider came late
 SLACK_S = 0.001  # by which marks may miss a beat that is taken for theirs
 DRIFT = 1e-4  # by which the board's clock and ours may differ, relative: far more than quartz does
 
@@ -50,25 +51,30 @@ class Steps:
 def beat(marks: Sequence[Mark]) -> float:
     """The period of a counter in seconds, from marks of at least 2 steps.
 
-    Of all periods that fit the marks the one that is a whole number of milliseconds is taken, as firmware timers are,
-    if there is just one; else the middle of the range; and the median distance if none fits.
+    The marks that are nearest to each other are taken for one period apart. Ever longer distances then narrow it down,
+    each as soon as it leaves no doubt how many periods it is, however many steps were missed between. Marks that came
+    late are left out. Of all periods that fit, the one that is a whole number of milliseconds is taken, as firmware
+    timers are, if there is just one; else the middle of the range; and the median distance if none fits.
 
     Raises:
         MeterError: fewer than 2 steps.
     """
     if len(marks) < 2:
         raise MeterError(f"{len(marks)} step(s) of a counter have no period.")
-    middles = [_middle(mark) for mark in marks]
-    rough_s = median(later - earlier for earlier, later in pairwise(middles))
-    places = [round((middle - middles[0]) / rough_s) for middle in middles]
-    least_s, most_s = 0.0, math.inf
-    for i, (before_i, _, after_i, _) in enumerate(marks):
-        for j in range(i + 1, len(marks)):
-            if (count := places[j] - places[i]) > 0:
-                least_s = max(least_s, (marks[j][0] - after_i) / count)
-                most_s = min(most_s, (marks[j][2] - before_i) / count)
-    if least_s > most_s:
-        return rough_s
+    usual_s = LATE * median(mark[2] - mark[0] for mark in marks)
+    prompt = [mark for mark in marks if mark[2] - mark[0] <= usual_s]
+    if len(prompt) < 2:
+        prompt = list(marks)
+    pairs = sorted(combinations(prompt, 2), key=_distance)
+    least_s, most_s = pairs[0][1][0] - pairs[0][0][2], pairs[0][1][2] - pairs[0][0][0]
+    for early, late in pairs if least_s > 0 else ():
+        fewest = math.ceil((late[0] - early[2]) / most_s)
+        greatest = math.floor((late[2] - early[0]) / least_s)
+        if fewest > greatest:
+            return median(map(_distance, pairwise(prompt)))
+        if fewest == greatest:
+            least_s = max(least_s, (late[0] - early[2]) / fewest)
+            most_s = min(most_s, (late[2] - early[0]) / fewest)
     whole_ms = range(math.ceil(least_s * 1000), math.floor(most_s * 1000) + 1)
     return whole_ms[0] / 1000 if len(whole_ms) == 1 and whole_ms[0] > 0 else (least_s + most_s) / 2
 
@@ -115,6 +121,10 @@ def locate(marks: Sequence[Mark], period_s: float) -> Steps:
 
 def _middle(mark: Mark) -> float:
     return (mark[0] + mark[2]) / 2
+
+
+def _distance(marks: tuple[Mark, Mark]) -> float:
+    return _middle(marks[1]) - _middle(marks[0])
 
 
 def together(boards: Sequence[Steps]) -> tuple[tuple[float, float], ...]:
