@@ -141,13 +141,13 @@ def around(log: float, half: float) -> Interval:
     return Interval(mean=math.exp(log), low=math.exp(log - half), high=math.exp(log + half))
 
 
-def test_a_comparison_takes_the_final_rule_or_about_a_minute_of_windows() -> None:
+def test_a_comparison_goes_on_to_one_percent_or_about_a_minute_of_windows() -> None:
     first = patient(Protocol())
-    assert (first.min_windows, first.max_windows, first.target_relative) == (40, 120, 0.01)
+    assert (first.min_windows, first.max_windows, first.target_relative) == (20, 120, 0.01)
     short = patient(Protocol(window_s=0.01, min_windows=48, max_windows=48, target_relative=0.005))
     assert (short.min_windows, short.max_windows, short.target_relative) == (48, 1000, 0.005)
     long = patient(Protocol(window_s=5.0))
-    assert (long.min_windows, long.max_windows) == (40, 80)
+    assert (long.min_windows, long.max_windows) == (20, 80)
 
 
 def test_rest_is_looked_at_where_a_counter_tells_it(monkeypatch: pytest.MonkeyPatch) -> None:
