@@ -269,6 +269,12 @@ def test_a_frozen_counter_is_found_before_the_first_window(calibrating: World) -
     assert power(window(NvmlMeter())) == pytest.approx(WATTS, rel=0.02)
 
 
+def test_a_counter_that_is_read_too_slowly(calibrating: World) -> None:
+    calibrating.change(read_s=0.015)
+    with pytest.raises(MeterError, match=r"a read takes 1[5-9].* ms: its steps cannot be timed.*nvml_power"):
+        NvmlMeter().start()
+
+
 def test_a_counter_that_freezes_later(world: World) -> None:
     meter = ready()
     world.change(frozen=True)
@@ -305,11 +311,20 @@ def test_a_counter_in_whole_joules(calibrating: World) -> None:
 
 
 def test_a_counter_that_steps_every_half_second(calibrating: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nvml, "CALIBRATE_S", 1.15)
+    monkeypatch.setattr(nvml, "CALIBRATE_S", 1.2)
     calibrating.change(period_s=0.5)
     meter = ready()
     assert meter.resolution_s == pytest.approx(0.5, rel=0.02)
-    assert power(window(meter, 1.15)) == pytest.approx(WATTS, rel=0.02)
+    assert power(window(meter, 1.2)) == pytest.approx(WATTS, rel=0.02)
+
+
+def test_a_period_known_to_two_percent_loses_no_step(world: World) -> None:
+    world.change(period_s=0.2)
+    reader = nvml_watch.sidecar("counter", (UUIDS[0],))
+    opened = reader.open([0.2045])
+    time.sleep(0.9)
+    (marks,) = reader.close(opened).marks
+    assert len(marks) >= 4 and sum(mark[2] - mark[0] > 0.1 for mark in marks) <= 1
 
 
 def test_a_window_shorter_than_a_period(world: World) -> None:

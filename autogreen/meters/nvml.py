@@ -124,6 +124,12 @@ def _calibrate(reader: Sidecar) -> Calibration:
         )
     periods_s = tuple(beat(marks) for marks in seen.marks)
     steps = [locate(marks, period_s) for marks, period_s in zip(seen.marks, periods_s, strict=True)]
+    if any(len(board.times_s) < 2 for board in steps):
+        raise Unusable(
+            f"the energy counter steps every {min(periods_s) * 1000:.3g} ms and a read takes "
+            f"{median(seen.reads_s) * 1000:.3g} ms: its steps cannot be timed",
+            "Try again when the machine is less busy; until then the meter nvml_power reads power samples",
+        )
     run = together(steps)
     power_w, sampled_w = run[-1][1] / run[-1][0], circumstances(seen)["sampled_w"]
     notes = [

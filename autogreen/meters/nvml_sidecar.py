@@ -28,6 +28,7 @@ from typing import Any
 
 POLL_S = 0.001  # between two reads of a counter that is due for a step; one read takes about 4 ms
 EARLY_S = 0.003  # before the next step can come at the earliest: one read more must still find the old value
+EARLY = 0.03  # the same, of a period: so well it is known even of a slow counter, of which few steps were seen
 SEEN = 0.25  # of a period: a mark that is narrower saw its step happen
 RETRY_S = 0.001  # before the second try of a read that failed
 SAMPLE_S = 0.02  # between two power samples where there is no counter
@@ -47,14 +48,18 @@ class Board:
         self.last_mj, self.asked_s, self.due_s = 0, 0.0, 0.0
         self.handle = nvml.nvmlDeviceGetHandleByUUID(uuid)
 
+    @property
+    def _early_s(self) -> float:
+        return max(EARLY_S, EARLY * self.period_s)
+
     def look(self) -> None:
         """Start afresh: the counter's value now, from which steps are told."""
         if self.counts:
             self.asked_s, answered_s, self.last_mj = self._read()
             self.due_s = answered_s
             if self.period_s and self.marks:  # steps keep their beat while nobody looks
-                beat_s = (answered_s + EARLY_S - self.marks[-1][0]) % self.period_s
-                if beat_s > self.marks[-1][2] - self.marks[-1][0] + EARLY_S:  # else a step may come right now
+                beat_s = (answered_s + self._early_s - self.marks[-1][0]) % self.period_s
+                if beat_s > self.marks[-1][2] - self.marks[-1][0] + self._early_s:  # else a step may come right now
                     self.due_s = answered_s + self.period_s - beat_s
         else:
             self.due_s = time.perf_counter()
@@ -83,7 +88,7 @@ class Board:
             self._sample()
             # Only who saw the step happen knows when the next one is due; who came late must not stay late.
             seen = answered_s - self.asked_s < SEEN * self.period_s
-            self.due_s = self.asked_s + self.period_s - EARLY_S if rest and seen else answered_s + POLL_S
+            self.due_s = self.asked_s + self.period_s - self._early_s if rest and seen else answered_s + POLL_S
         else:
             self.due_s = answered_s + POLL_S
         self.asked_s = asked_s
