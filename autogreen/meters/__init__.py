@@ -116,6 +116,7 @@ class Calibration:
 
     Attributes:
         periods_s: seconds between two steps of each counter.
+        regular: whether every counter keeps its beat, so that a read at any time tells which step it shows.
         step_j: mean size of a step at the power of that time.
         latency_s: median time of one read.
         power_w: power by the counters meanwhile, at rest or not.
@@ -124,6 +125,7 @@ class Calibration:
     """
 
     periods_s: tuple[float, ...]
+    regular: bool
     step_j: float
     latency_s: float
     power_w: float

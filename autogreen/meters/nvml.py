@@ -87,7 +87,9 @@ class NvmlMeter:
     def start(self) -> None:
         if self._open:
             raise MeterError("a window is open already: stop it first, or use a second meter for a nested window.")
-        self._open.append(self._sidecar.open(self.calibration.periods_s))
+        learnt = self.calibration
+        # who keeps no beat is polled all the time
+        self._open.append(self._sidecar.open([period_s if learnt.regular else 0.0 for period_s in learnt.periods_s]))
 
     def stop(self) -> Reading:
         if not self._open:
@@ -95,7 +97,7 @@ class NvmlMeter:
         seen = self._sidecar.close(self._open.pop())
         periods_s = self.calibration.periods_s
         try:
-            steps = [locate(marks, period_s) for marks, period_s in zip(seen.marks, periods_s, strict=True)]
+            steps = [locate(*found) for found in zip(seen.marks, periods_s, seen.edges, strict=True)]
             run = together([board.within(seen.began_s, seen.ended_s) for board in steps])
         except MeterError as error:
             raise MeterError(
@@ -145,6 +147,7 @@ def _calibrate(reader: Sidecar) -> Calibration:
         )
     return Calibration(
         periods_s=periods_s,
+        regular=all(board.regular for board in steps),
         step_j=power_w / len(steps) * fmean(periods_s),
         latency_s=median(seen.reads_s),
         power_w=power_w,

@@ -3,7 +3,7 @@
     one line in, JSON                   one line out, JSON
     {"do": "open", "window": 1,         {"limits_w": [..], "pids": [[..], ..]}           the boards have been read
      "periods_s": [0.1]}
-    {"do": "close", "window": 1}        {"boards": [{"marks", "samples"}, ..], ...}      what was seen since
+    {"do": "close", "window": 1}        {"boards": [{"marks", "edges", "samples"}, ..], ...}      what was seen since
     {"do": "calibrate", "seconds": 2}   the same, of a window of its own, polled without rest; "reads_s" besides
     end of input                        it ends
     whatever goes wrong                 {"error": ".."}; it is of no further use: NVML is started afresh in another one
@@ -13,23 +13,31 @@ counter still had its old value in a read that began at the first, and had this 
 So a mark is true however late this process was; it only gets wider. A sample is what costs next to nothing to ask, once
 a step: [seconds, watts, watts of the memory, reasons for slow clocks, clock in MHz, degrees Celsius]; null: not told.
 
+One read takes 4 ms, in which the driver may keep a program that launches kernels waiting. So a counter that keeps a
+beat is looked at once a period, half way between two of its steps, where there is no doubt which one it shows; and
+closely, for marks that saw their step happen (edges), three times in a row every few seconds.
+
 A process and not a thread: a program bound by kernel launches keeps its interpreter busy, which makes a thread late,
 and every wakening of the thread stops the program.
 """
 
 import json
+import math
 import os
 import select
 import signal
 import sys
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 POLL_S = 0.001  # between two reads of a counter that is due for a step; one read takes about 4 ms
 EARLY_S = 0.003  # before the next step can come at the earliest: one read more must still find the old value
 EARLY = 0.03  # the same, of a period: so well it is known even of a slow counter, of which few steps were seen
-SEEN = 0.25  # of a period: a mark that is narrower saw its step happen
+SEEN = 0.25  # of a period: a mark that is narrower saw its step happen, and is an edge
+EDGES = 3  # tell the phase of the beat to a few milliseconds
+EDGES_S = 5.0  # after which they are renewed; a quartz is off by some 0.1 ms in that time
 RETRY_S = 0.001  # before the second try of a read that failed
 SAMPLE_S = 0.02  # between two power samples where there is no counter
 BACKWARDS_MJ = 10  # counters were seen to fall by a millijoule; more is a reset
@@ -41,6 +49,7 @@ class Board:
     def __init__(self, nvml: Any, uuid: str, counts: bool) -> None:
         self.nvml, self.uuid, self.counts = nvml, uuid, counts
         self.marks: list[tuple[float, float, float, int]] = []
+        self.edges: deque[tuple[float, float, float, int]] = deque(maxlen=EDGES)
         self.samples: list[tuple[float | None, ...]] = []
         self.reads_s: list[float] = []
         self.period_s = 0.0  # 0: not known yet
@@ -56,26 +65,35 @@ class Board:
         """Start afresh: the counter's value now, from which steps are told."""
         if self.counts:
             self.asked_s, answered_s, self.last_mj = self._read()
-            self.due_s = answered_s
-            if self.period_s and self.marks:  # steps keep their beat while nobody looks
-                beat_s = (answered_s + self._early_s - self.marks[-1][0]) % self.period_s
-                if beat_s > self.marks[-1][2] - self.marks[-1][0] + self._early_s:  # else a step may come right now
-                    self.due_s = answered_s + self.period_s - beat_s
+            self.due_s = self._due(answered_s)
         else:
             self.due_s = time.perf_counter()
 
-    def poll(self, rest: bool) -> None:
+    def poll(self) -> None:
         """Read once; keep a step, if there was one. Errors are kept and told when the window is closed."""
         try:
             if self.counts:
-                self._step(rest)
+                self._step()
             else:
                 self._sample()
                 self.due_s += SAMPLE_S
         except self.nvml.NVMLError as error:
             self.error = f"{self.uuid} could not be read: {error}"
 
-    def _step(self, rest: bool) -> None:
+    def _due(self, now_s: float) -> float:
+        """When the counter is to be read next: half way from the next step to the one after; right before the next,
+        where the edges are old; at once, where nothing is known. A step comes by the end of its edge."""
+        if not self.period_s or not self.edges:
+            return now_s + POLL_S
+        early_s, _, late_s, _ = self.edges[-1]
+        ahead = math.floor((now_s - late_s) / self.period_s) + 1
+        if len(self.edges) == EDGES and self.edges[0][0] > now_s - EDGES_S:
+            return late_s + (ahead + 0.5) * self.period_s
+        if now_s - late_s > 2 * EDGES_S:
+            return now_s + POLL_S
+        return max(now_s + POLL_S, early_s + ahead * self.period_s - self._early_s)
+
+    def _step(self) -> None:
         asked_s, answered_s, value_mj = self._read()
         if value_mj < self.last_mj - BACKWARDS_MJ:
             self.error = (
@@ -83,15 +101,27 @@ class Board:
                 "the driver was reloaded or the board reset inside the window"
             )
         elif value_mj > self.last_mj:
-            self.marks.append((self.asked_s, asked_s, answered_s, value_mj))
+            mark = self.asked_s, asked_s, answered_s, value_mj
+            self.marks.append(mark)
             self.last_mj = value_mj
             self._sample()
-            # Only who saw the step happen knows when the next one is due; who came late must not stay late.
-            seen = answered_s - self.asked_s < SEEN * self.period_s
-            self.due_s = self.asked_s + self.period_s - self._early_s if rest and seen else answered_s + POLL_S
+            if answered_s - self.asked_s < SEEN * self.period_s:
+                self._keep(mark)
+            self.due_s = self._due(answered_s)
         else:
             self.due_s = answered_s + POLL_S
         self.asked_s = asked_s
+
+    def _keep(self, edge: tuple[float, float, float, int]) -> None:
+        """Add an edge; if it and those before cannot be of one beat of this period, it starts a new one."""
+        self.edges.append(edge)
+        places = [round((late_s - edge[2]) / self.period_s) for _, _, late_s, _ in self.edges]
+        spans = list(zip(self.edges, places, strict=True))
+        earliest_s = max(early_s - place * self.period_s for (early_s, *_), place in spans)
+        latest_s = min(late_s - place * self.period_s for (_, _, late_s, _), place in spans)
+        if earliest_s > latest_s + POLL_S:
+            self.edges.clear()
+            self.edges.append(edge)
 
     def _read(self) -> tuple[float, float, int]:
         asked_s = time.perf_counter()
@@ -148,7 +178,6 @@ class Sidecar:
     def __init__(self, nvml: Any, uuids: list[str], counts: bool) -> None:
         self.boards = [Board(nvml, uuid, counts) for uuid in uuids]
         self.open: dict[int, list[tuple[int, int]]] = {}  # how many marks and samples each board had
-        self.rest = True
         self.unread = b""
 
     def serve(self) -> None:
@@ -166,7 +195,7 @@ class Sidecar:
                     return None
                 self.unread += more
             elif board is not None:
-                board.poll(self.rest)
+                board.poll()
         line, self.unread = self.unread.split(b"\n", 1)
         told: dict[str, Any] = json.loads(line)
         return told
@@ -183,6 +212,8 @@ class Sidecar:
 
     def _open(self, window: int, periods_s: list[float]) -> dict[str, Any]:
         for board, period_s in zip(self.boards, periods_s, strict=True):
+            if board.period_s != period_s:
+                board.edges.clear()
             board.period_s = period_s
             if not self.open:
                 del board.marks[:-1], board.samples[:], board.reads_s[:]
@@ -193,9 +224,12 @@ class Sidecar:
 
     def _close(self, window: int) -> dict[str, Any]:
         began = self.open.pop(window)
+        for board in self.boards:
+            if board.counts and board.error is None:
+                board.poll()  # the work is over: this read disturbs nothing, and shows the last step
         states = [board.state() for board in self.boards]
         found = [
-            {"marks": board.marks[marks:], "samples": board.samples[samples:]}
+            {"marks": board.marks[marks:], "edges": list(board.edges), "samples": board.samples[samples:]}
             for board, (marks, samples) in zip(self.boards, began, strict=True)
         ]
         return {
@@ -209,19 +243,15 @@ class Sidecar:
         return next(({"error": board.error} for board in self.boards if board.error is not None), {})
 
     def _calibrate(self, seconds: float) -> dict[str, Any]:
-        window, self.rest = -1, False
+        window = -1
         self._open(window, [0.0] * len(self.boards))
         end = time.perf_counter() + seconds
-        try:
-            while time.perf_counter() < end:
-                for board in self.boards:
-                    if board.error is None:
-                        board.poll(self.rest)
-                time.sleep(POLL_S)
-        finally:
-            self.rest = True
-            found = self._close(window)
-        return {**found, "reads_s": [board.reads_s for board in self.boards]}
+        while time.perf_counter() < end:
+            for board in self.boards:
+                if board.error is None:
+                    board.poll()
+            time.sleep(POLL_S)
+        return {**self._close(window), "reads_s": [board.reads_s for board in self.boards]}
 
 
 def _tell(what: dict[str, Any]) -> None:

@@ -52,13 +52,14 @@ class Sample:
 class Seen:
     """What was seen of one window, on every board in turn.
 
-    began_s, ended_s: of the work, monotonic. marks: see `steps`. limits_w, pids: at the beginning and at the end; the
-    processes only of boards that told them both times.
+    began_s, ended_s: of the work, monotonic. marks, edges: see `steps`. limits_w, pids: at the beginning and at the
+    end; the processes only of boards that told them both times.
     """
 
     began_s: float
     ended_s: float
     marks: tuple[tuple[Mark, ...], ...]
+    edges: tuple[tuple[Mark, ...], ...]
     samples: tuple[tuple[Sample, ...], ...]
     limits_w: tuple[tuple[float | None, ...], tuple[float | None, ...]]
     pids: tuple[frozenset[int], frozenset[int]]
@@ -242,10 +243,8 @@ def _seen(window: Window, ended_s: float, told: Mapping[str, Any]) -> Seen:
     return Seen(
         began_s=window.began_s,
         ended_s=ended_s,
-        marks=tuple(
-            tuple((before, asked, answered, value) for before, asked, answered, value in board["marks"])
-            for board in boards
-        ),
+        marks=tuple(_marks(board["marks"]) for board in boards),
+        edges=tuple(_marks(board["edges"]) for board in boards),
         samples=tuple(
             tuple(
                 Sample(at_s=at, power_w=power, memory_w=memory, reasons=reasons, clock_mhz=clock, temperature_c=heat)
@@ -258,6 +257,10 @@ def _seen(window: Window, ended_s: float, told: Mapping[str, Any]) -> Seen:
         pids=(_union(before for before, _ in pids), _union(after for _, after in pids)),
         reads_s=tuple(itertools.chain.from_iterable(told.get("reads_s", ()))),
     )
+
+
+def _marks(told: Iterable[Iterable[Any]]) -> tuple[Mark, ...]:
+    return tuple((before, asked, answered, value) for before, asked, answered, value in told)
 
 
 def _union(boards: Iterable[Iterable[int]]) -> frozenset[int]:

@@ -79,10 +79,11 @@ def beat(marks: Sequence[Mark]) -> float:
     return whole_ms[0] / 1000 if len(whole_ms) == 1 and whole_ms[0] > 0 else (least_s + most_s) / 2
 
 
-def locate(marks: Sequence[Mark], period_s: float) -> Steps:
+def locate(marks: Sequence[Mark], period_s: float, edges: Sequence[Mark] = ()) -> Steps:
     """The steps behind the marks, by the beat of `period_s` if they keep it.
 
-    A mark that came late counts too, where the beat leaves no doubt which step it shows.
+    A mark that came late counts too, where the beat leaves no doubt which step it shows. `edges` are marks that saw
+    their steps happen, of the same time or shortly before: they tell the phase where the marks themselves do not.
 
     Raises:
         MeterError: the counter fell.
@@ -96,12 +97,13 @@ def locate(marks: Sequence[Mark], period_s: float) -> Steps:
         energies_j=tuple(mark[3] / 1000 for mark in seen),
         regular=False,
     )
-    if not seen:
+    known = [*edges, *seen]
+    if not known or not marks:
         return polled
-    places = [round((time_s - polled.times_s[0]) / period_s) for time_s in polled.times_s]
-    earliest_s = max(mark[0] - place * period_s for mark, place in zip(seen, places, strict=True))
-    latest_s = min(mark[2] - place * period_s for mark, place in zip(seen, places, strict=True))
-    slack_s = SLACK_S + DRIFT * (marks[-1][2] - marks[0][0])
+    places = [round((_middle(mark) - _middle(known[0])) / period_s) for mark in known]
+    earliest_s = max(mark[0] - place * period_s for mark, place in zip(known, places, strict=True))
+    latest_s = min(mark[2] - place * period_s for mark, place in zip(known, places, strict=True))
+    slack_s = SLACK_S + DRIFT * (marks[-1][2] - min(known[0][0], marks[0][0]))
     if earliest_s > latest_s + slack_s:
         return polled
     found: dict[int, float] = {}
