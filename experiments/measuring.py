@@ -76,13 +76,15 @@ def run(call: Call, seconds: float, stride: int) -> tuple[int, float]:
     return calls, time.perf_counter() - began
 
 
-def windows(tell: Tell, names: Sequence[str], sizes: tuple[float, ...] = (1.0, 0.3), repeats: int = 30) -> None:
+def windows(
+    tell: Tell, names: Sequence[str], sizes: tuple[float, ...] = (1.0, 0.3), repeats: int = 30, warmup_s: float = 3.0
+) -> None:
     """Windows as `measure` takes them, once the power is steady."""
     meter = choose("cuda", "nvml")
     for name, (call, _) in _chosen(names, "float32", "memory", "capped"):
         for seconds in sizes:
             protocol = Protocol(
-                warmup_s=3.0, window_s=seconds, min_windows=repeats, max_windows=repeats, target_relative=1.0
+                warmup_s=warmup_s, window_s=seconds, min_windows=repeats, max_windows=repeats, target_relative=1.0
             )
             began = time.perf_counter()
             found = measure(call, items=1, meter=meter, protocol=protocol, synchronize=torch.cuda.synchronize)
@@ -107,10 +109,10 @@ def _plain(taken: Window) -> dict[str, Any]:
 
 
 def restart(tell: Tell, names: Sequence[str]) -> None:
-    windows(tell, names, (1.0,), 6)
+    windows(tell, names, (1.0,), 6, 8.0)  # a board that has just been idle takes so long to get warm
 
 
-def cost(tell: Tell, names: Sequence[str], blocks: int = 50, seconds: float = 0.25) -> None:
+def cost(tell: Tell, names: Sequence[str], blocks: int = 200, seconds: float = 0.15) -> None:
     """Blocks with a window open and without, in turns, after the same rest."""
     meter = choose("cuda", "nvml")
     for name, (call, stride) in _chosen(names, "launches", "capped"):
@@ -132,7 +134,7 @@ def cost(tell: Tell, names: Sequence[str], blocks: int = 50, seconds: float = 0.
             tell(workload=name, number=number, ratio=speeds[True] / speeds[False])
 
 
-def beside(tell: Tell, names: Sequence[str], pairs: tuple[int, int] = (400, 110)) -> None:
+def beside(tell: Tell, names: Sequence[str], pairs: tuple[tuple[int, int], ...] = ((0, 400), (1, 110))) -> None:
     """Windows of A and B in turns, as `measure_beside` takes them: B does what A does; then 2 % more of it."""
     name, (call, _) = _chosen(names, "capped")[0]
 
@@ -144,7 +146,7 @@ def beside(tell: Tell, names: Sequence[str], pairs: tuple[int, int] = (400, 110)
         return many
 
     meter = choose("cuda", "nvml")
-    for more, count in zip((0, 1), pairs, strict=True):
+    for more, count in pairs:
         protocol = Protocol(
             warmup_s=3.0, window_s=0.3, min_windows=count, max_windows=count, target_relative=1.0, preheat_s=0.0
         )
