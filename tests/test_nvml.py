@@ -194,6 +194,22 @@ def test_boards_of_different_phase_are_summed(calibrating: World) -> None:
     assert meter.boundary == "GPU 0 (Scripted GPU, GPU-aaaa0000) + GPU 1 (Scripted GPU, GPU-bbbb1111)"
 
 
+def test_boards_that_step_together_do_not_make_each_other_late(
+    calibrating: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As two H200s of one host were seen to step; a read takes 3 ms there, and 12 to 15 if it meets a step."""
+    monkeypatch.setattr(nvml, "CALIBRATE_S", 1.2)
+    for board in (0, 1):
+        calibrating.change(board, period_s=0.1, phase_s=0.03 + 0.001 * board, read_s=0.003, meeting_s=0.01)
+    calibrating.change(1, watts=100.0)
+    meter = NvmlMeter(device="cuda:0,cuda:1")
+    assert meter.calibration.regular and meter.calibration.periods_s == pytest.approx((0.1, 0.1), abs=0.002)
+    for number in range(4):
+        reading = window(meter, 0.6)
+        if number:
+            assert power(reading) == pytest.approx(300, rel=0.01) and len(reading.steps) >= 4
+
+
 def test_nested_windows_share_one_sidecar(world: World) -> None:
     outer, inner = ready(), ready()
     outer.start()

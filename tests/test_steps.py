@@ -257,3 +257,14 @@ def test_boards_without_a_time_in_common() -> None:
         together([early, late])
     with pytest.raises(MeterError, match=r"stepped 1 time\(s\)"):
         together([early, late.within(0.15, 0.3)])
+
+
+def test_the_marks_of_an_h200_polled_beside_another_keep_its_beat() -> None:
+    """As recorded, in milliseconds; both boards stepped at once, and each read that met a step took 12 to 15 ms."""
+    recorded = (
+        ((0.0, 21.6, 33.5), (98.0, 119.4, 134.2), (198.1, 218.5, 233.4), (300.3, 319.2, 333.9), (398.1, 418.5, 433.1))
+        + ((500.4, 519.5, 533.7), (598.3, 618.9, 633.3), (700.5, 719.3, 734.2), (798.3, 819.3, 833.5))
+        + ((898.2, 919.0, 934.1), (998.2, 1018.7, 1033.5), (1100.4, 1118.9, 1134.1), (1198.2, 1218.7, 1233.2))
+    )
+    marks = [(low / 1e3, asked / 1e3, high / 1e3, 1000 * place) for place, (low, asked, high) in enumerate(recorded)]
+    assert beat(marks) == pytest.approx(0.1, rel=0.002)

@@ -69,7 +69,7 @@ class NvmlMeter:
 
     @property
     def calibration(self) -> Calibration:
-        """Learnt once in a process, in about 2 s.
+        """Learnt once in a process, in about 2 s a board.
 
         Raises:
             MeterError: the counter did not step within 2 s, or cannot be read.
@@ -132,8 +132,10 @@ def _calibrate(reader: Sidecar) -> Calibration:
             f"{median(seen.reads_s) * 1000:.3g} ms: its steps cannot be timed",
             "Try again when the machine is less busy; until then the meter nvml_power reads power samples",
         )
-    run = together(steps)
-    power_w, sampled_w = run[-1][1] / run[-1][0], circumstances(seen)["sampled_w"]
+    power_w = sum(
+        (board.energies_j[-1] - board.energies_j[0]) / (board.times_s[-1] - board.times_s[0]) for board in steps
+    )
+    sampled_w = circumstances(seen)["sampled_w"]
     notes = [
         f"{uuid}: the counter keeps no beat; its steps are timed by polling, to some milliseconds"
         for uuid, found in zip(reader.uuids, steps, strict=True)

@@ -4,7 +4,7 @@
     {"do": "open", "window": 1,         {"limits_w": [..], "pids": [[..], ..]}           the boards have been read
      "periods_s": [0.1]}
     {"do": "close", "window": 1}        {"boards": [{"marks", "edges", "samples"}, ..], ...}      what was seen since
-    {"do": "calibrate", "seconds": 2}   the same, of a window of its own, polled without rest; "reads_s" besides
+    {"do": "calibrate", "seconds": 2}   the same, each board in turn polled without rest for so long; "reads_s" besides
     end of input                        it ends
     whatever goes wrong                 {"error": ".."}; it is of no further use: NVML is started afresh in another one
 
@@ -13,9 +13,10 @@ counter still had its old value in a read that began at the first, and had this 
 So a mark is true however late this process was; it only gets wider. A sample is what costs next to nothing to ask, once
 a step: [seconds, watts, watts of the memory, reasons for slow clocks, clock in MHz, degrees Celsius]; null: not told.
 
-One read takes 4 ms, in which the driver may keep a program that launches kernels waiting. So a counter that keeps a
-beat is looked at once a period, half way between two of its steps, where there is no doubt which one it shows; and
-closely, for marks that saw their step happen (edges), three times in a row every few seconds.
+One read takes 4 ms, 15 if it meets a step, and the driver may keep a program that launches kernels waiting meanwhile.
+So a counter that keeps a beat is looked at once a period, half way between two of its steps, where there is no doubt
+which one it shows; and closely, for marks that saw their step happen (edges), three times in a row every few seconds.
+Boards may step at the same time: closely only one of them is looked at, until its edges are new.
 
 A process and not a thread: a program bound by kernel launches keeps its interpreter busy, which makes a thread late,
 and every wakening of the thread stops the program.
@@ -37,6 +38,7 @@ EARLY_S = 0.003  # before the next step can come at the earliest: one read more 
 EARLY = 0.03  # the same, of a period: so well it is known even of a slow counter, of which few steps were seen
 SEEN = 0.25  # of a period: a mark that is narrower saw its step happen, and is an edge
 EDGES = 3  # tell the phase of the beat to a few milliseconds
+TURN_S = 0.02  # a read of another board is over by then
 EDGES_S = 5.0  # after which they are renewed; a quartz is off by some 0.1 ms in that time
 RETRY_S = 0.001  # before the second try of a read that failed
 SAMPLE_S = 0.02  # between two power samples where there is no counter
@@ -80,6 +82,10 @@ class Board:
         except self.nvml.NVMLError as error:
             self.error = f"{self.uuid} could not be read: {error}"
 
+    def settled(self, now_s: float) -> bool:
+        """Whether the edges are new enough to tell the beat."""
+        return len(self.edges) == EDGES and self.edges[0][0] > now_s - EDGES_S
+
     def _due(self, now_s: float) -> float:
         """When the counter is to be read next: half way from the next step to the one after; right before the next,
         where the edges are old; at once, where nothing is known. A step comes by the end of its edge."""
@@ -87,7 +93,7 @@ class Board:
             return now_s + POLL_S
         early_s, _, late_s, _ = self.edges[-1]
         ahead = math.floor((now_s - late_s) / self.period_s) + 1
-        if len(self.edges) == EDGES and self.edges[0][0] > now_s - EDGES_S:
+        if self.settled(now_s):
             return late_s + (ahead + 0.5) * self.period_s
         if now_s - late_s > 2 * EDGES_S:
             return now_s + POLL_S
@@ -107,6 +113,8 @@ class Board:
             self._sample()
             if answered_s - self.asked_s < SEEN * self.period_s:
                 self._keep(mark)
+            elif len(self.edges) < EDGES:  # it was missed where so few edges had it expected: look anew
+                self.edges.clear()
             self.due_s = self._due(answered_s)
         else:
             self.due_s = answered_s + POLL_S
@@ -188,8 +196,11 @@ class Sidecar:
         """The next command; boards are polled until it comes. None: nobody is there any more."""
         while b"\n" not in self.unread:
             polled = [board for board in self.boards if board.error is None] if self.open else []
-            board = min(polled, key=lambda board: board.due_s, default=None)
-            patience_s = None if board is None else max(0.0, board.due_s - time.perf_counter())
+            board, now_s = min(polled, key=lambda board: board.due_s, default=None), time.perf_counter()
+            turn = next((board for board in polled if board.period_s and not board.settled(now_s)), None)
+            if turn is not None and turn.due_s < now_s + TURN_S:
+                board = turn
+            patience_s = None if board is None else max(0.0, board.due_s - now_s)
             if select.select([0], [], [], patience_s)[0]:
                 if not (more := os.read(0, 65536)):
                     return None
@@ -245,12 +256,11 @@ class Sidecar:
     def _calibrate(self, seconds: float) -> dict[str, Any]:
         window = -1
         self._open(window, [0.0] * len(self.boards))
-        end = time.perf_counter() + seconds
-        while time.perf_counter() < end:
-            for board in self.boards:
-                if board.error is None:
-                    board.poll()
-            time.sleep(POLL_S)
+        for board in self.boards:
+            end = time.perf_counter() + seconds
+            while time.perf_counter() < end and board.error is None:
+                board.poll()
+                time.sleep(POLL_S)
         return {**self._close(window), "reads_s": [board.reads_s for board in self.boards]}
 
 

@@ -94,11 +94,11 @@ class Sidecar:
         return _seen(window, ended_s, self._ask({"do": "close", "window": window.number}, ANSWER_S))
 
     def calibrate(self, seconds: float) -> Seen:
-        """A window without work, polled as fast as the counter answers."""
+        """A window without work, each board in turn polled for so long, as fast as its counter answers."""
         if self.process is None or self.process.poll() is not None:
             self._start()
         began_s = time.perf_counter()
-        found = self._ask({"do": "calibrate", "seconds": seconds}, seconds + ANSWER_S)
+        found = self._ask({"do": "calibrate", "seconds": seconds}, seconds * len(self.uuids) + ANSWER_S)
         return _seen(Window(number=-1, born=self.starts, began_s=began_s, told=found), time.perf_counter(), found)
 
     def _start(self) -> None:

@@ -14,7 +14,7 @@ import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations, pairwise
+from itertools import pairwise
 from statistics import median
 
 from autogreen.errors import MeterError
@@ -23,6 +23,7 @@ Mark = tuple[float, float, float, int]  # not before, asked, answered (seconds, 
 
 SEEN = 0.25  # of a period: a mark that is wider did not see its step happen
 LATE = 2  # times the usual width: a mark that is wider came late
+FINE = 8  # periods are tried so much closer than a mark's width tells them apart
 SLACK_S = 0.001  # by which marks may miss a beat that is taken for theirs
 DRIFT = 1e-4  # by which the board's clock and ours may differ, relative: far more than quartz does
 
@@ -51,10 +52,11 @@ class Steps:
 def beat(marks: Sequence[Mark]) -> float:
     """The period of a counter in seconds, from marks of at least 2 steps.
 
-    The marks that are nearest to each other are taken for one period apart. Ever longer distances then narrow it down,
-    each as soon as it leaves no doubt how many periods it is, however many steps were missed between. Marks that came
-    late are left out. Of all periods that fit, the one that is a whole number of milliseconds is taken, as firmware
-    timers are, if there is just one; else the middle of the range; and the median distance if none fits.
+    The marks that are nearest to each other are taken for one period apart, which bounds the period; within the bounds
+    it is the beat that every mark fits, however many steps were missed between, with the most room for its phase. Marks
+    that came late are left out. Of the periods about it that fit too, the one that is a whole number of milliseconds is
+    taken, as firmware timers are, if there is just one; else the middle of the range; and the median distance of
+    neighbours if none fits.
 
     Raises:
         MeterError: fewer than 2 steps.
@@ -65,18 +67,23 @@ def beat(marks: Sequence[Mark]) -> float:
     prompt = [mark for mark in marks if mark[2] - mark[0] <= usual_s]
     if len(prompt) < 2:
         prompt = list(marks)
-    pairs = sorted(combinations(prompt, 2), key=_distance)
-    least_s, most_s = pairs[0][1][0] - pairs[0][0][2], pairs[0][1][2] - pairs[0][0][0]
-    for early, late in pairs if least_s > 0 else ():
-        fewest = math.ceil((late[0] - early[2]) / most_s)
-        greatest = math.floor((late[2] - early[0]) / least_s)
-        if fewest > greatest:
-            return median(map(_distance, pairwise(prompt)))
-        if fewest == greatest:
-            least_s = max(least_s, (late[0] - early[2]) / fewest)
-            most_s = min(most_s, (late[2] - early[0]) / fewest)
-    whole_ms = range(math.ceil(least_s * 1000), math.floor(most_s * 1000) + 1)
-    return whole_ms[0] / 1000 if len(whole_ms) == 1 and whole_ms[0] > 0 else (least_s + most_s) / 2
+    early, late = min(pairwise(prompt), key=_distance)
+    least_s, most_s = late[0] - early[2], late[2] - early[0]
+    if least_s <= 0:
+        return (least_s + most_s) / 2
+    span_s = _distance((prompt[0], prompt[-1]))
+    stride_s = min(mark[2] - mark[0] for mark in prompt) * least_s / span_s / FINE
+    tried_s = [least_s + count * stride_s for count in range(math.ceil((most_s - least_s) / stride_s) + 1)]
+    rooms_s = [latest_s - earliest_s for earliest_s, latest_s in (_phase(prompt, period_s) for period_s in tried_s)]
+    first = last = max(range(len(tried_s)), key=rooms_s.__getitem__)
+    if rooms_s[first] < 0:
+        return median(map(_distance, pairwise(prompt)))
+    while first > 0 and rooms_s[first - 1] >= 0:
+        first -= 1
+    while last < len(rooms_s) - 1 and rooms_s[last + 1] >= 0:
+        last += 1
+    whole_ms = range(math.ceil(tried_s[first] * 1000), math.floor(tried_s[last] * 1000) + 1)
+    return whole_ms[0] / 1000 if len(whole_ms) == 1 else (tried_s[first] + tried_s[last]) / 2
 
 
 def locate(marks: Sequence[Mark], period_s: float, edges: Sequence[Mark] = ()) -> Steps:
@@ -100,9 +107,7 @@ def locate(marks: Sequence[Mark], period_s: float, edges: Sequence[Mark] = ()) -
     known = [*edges, *seen]
     if not known or not marks:
         return polled
-    places = [round((_middle(mark) - _middle(known[0])) / period_s) for mark in known]
-    earliest_s = max(mark[0] - place * period_s for mark, place in zip(known, places, strict=True))
-    latest_s = min(mark[2] - place * period_s for mark, place in zip(known, places, strict=True))
+    earliest_s, latest_s = _phase(known, period_s)
     slack_s = SLACK_S + DRIFT * (marks[-1][2] - min(known[0][0], marks[0][0]))
     if earliest_s > latest_s + slack_s:
         return polled
@@ -119,6 +124,15 @@ def locate(marks: Sequence[Mark], period_s: float, edges: Sequence[Mark] = ()) -
     return Steps(
         times_s=tuple(phase_s + place * period_s for place in found), energies_j=tuple(found.values()), regular=True
     )
+
+
+def _phase(marks: Sequence[Mark], period_s: float) -> tuple[float, float]:
+    """Between what times the first mark's step came, if all are of one beat of this period: if not, the first of the
+    two is the later one."""
+    places = [round(_distance((marks[0], mark)) / period_s) for mark in marks]
+    earliest_s = max(mark[0] - place * period_s for mark, place in zip(marks, places, strict=True))
+    latest_s = min(mark[2] - place * period_s for mark, place in zip(marks, places, strict=True))
+    return earliest_s, latest_s
 
 
 def _middle(mark: Mark) -> float:
