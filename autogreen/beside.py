@@ -1,19 +1,16 @@
 """Two loaded programs, measured in turns: the one road for verification and comparison."""
 
-from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from autogreen.engines import Program
-from autogreen.errors import MeterError
-from autogreen.measure import lease, measure_beside, rest
+from autogreen.measure import lease, measure_beside, rest_w
 from autogreen.measurement import Beside, Protocol
 from autogreen.meters import Meter
 from autogreen.recording import SIDES, Tape
 
 if TYPE_CHECKING:
     from autogreen.tasks import Inputs
-
-REST_S = 2.0  # of rest, before two programs are measured
 
 
 def measure_programs(
@@ -32,11 +29,11 @@ def measure_programs(
     from autogreen.tasks import cut, to_device
 
     device, tape = program.recipe.device, Tape(meter)
-    synchronize = torch.cuda.synchronize if device.startswith("cuda") else (lambda: None)
+    synchronize = partial(torch.cuda.synchronize, device) if device.startswith("cuda") else (lambda: None)
     ours = to_device(cut(inputs, program.recipe.batch)[0], device)
     others = to_device(cut(theirs, other.recipe.batch)[0], device)
     with lease():
-        idle_w = _idle_w(meter, protocol, synchronize)
+        idle_w = rest_w(meter, protocol, synchronize)
         beside = measure_beside(
             tape.of(SIDES[0], lambda: program.run(*ours)),
             tape.of(SIDES[1], lambda: other.run(*others)),
@@ -48,17 +45,3 @@ def measure_programs(
             idle_w=idle_w,
         )
     return beside, tuple(tape.order)
-
-
-def _idle_w(meter: Meter, protocol: Protocol, synchronize: Callable[[], object]) -> float | None:
-    """Power of the device at rest, both programs loaded. None where it would be a guess: from an estimate, which
-    assumes it, or with other programs about, which may be gone when ours are measured."""
-    if meter.tier == "estimated":
-        return None
-    try:
-        reading = rest(meter, seconds=REST_S, synchronize=synchronize)
-    except MeterError:  # a meter that fails for good says so in the first windows
-        return None
-    if reading.guests or (reading.foreign_busy_s or 0.0) > protocol.foreign_limit * reading.duration_s:
-        return None
-    return reading.energy_j / reading.duration_s

@@ -120,6 +120,8 @@ class Comparison:
                     "range_per_item_j": asdict(side.range_per_item_j),
                     "latency_s": asdict(side.latency_s),
                     "items_per_call": side.items_per_call,
+                    "idle_w": side.idle_w,
+                    "limited": list(side.limited),
                 }
                 for key, (name, side) in sides.items()
             },
@@ -139,6 +141,7 @@ class Comparison:
     def summary(self) -> str:
         """A few lines for people."""
         origin = self.beside.candidate
+        sides = {"A": self.beside.candidate, "B": self.beside.reference}
         lines = [
             f"{letter}  {name}: {spread(side.energy_per_item_j, 'J')} per {self.item}"
             for letter, name, side in (("A", self.a, self.beside.candidate), ("B", self.b, self.beside.reference))
@@ -147,6 +150,11 @@ class Comparison:
             self.verdict,
             f"energy: {origin.tier}, {origin.boundary}; on {self.hardware}; {self.pairs} pairs of windows, "
             f"{self.measured_s:.1f} s",
+            *(
+                f"{letter} was held back by: {', '.join(side.limited)}"
+                for letter, side in sides.items()
+                if side.limited
+            ),
             *(f"note: {note}" for note in (*self.notes, *self.cautions)),
             *(f"warning: {warning}" for warning in self.warnings),
         ]

@@ -13,14 +13,12 @@ from autogreen import floor, hardware
 from autogreen.engines import ENGINES
 from autogreen.errors import MeterError
 from autogreen.experiment import pick_device
-from autogreen.measure import rest
+from autogreen.measure import REST_S, rest
 from autogreen.meters import Diagnosis, Meter, Tier, choose, diagnose
 from autogreen.surroundings import NOTHING, Device, Finding, Load, governor, gpus, load_average
 
 if TYPE_CHECKING:
     from rich.table import Table
-
-REST_S = 2.0  # of rest, in which idle power and foreign load are looked at
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,7 +27,7 @@ from autogreen.billing import Watch
 from autogreen.engines import ENGINES, Program, Recipe, profile
 from autogreen.errors import AutogreenError, EvaluationError, MeterError, RefusedError
 from autogreen.evaluation import Evaluation, Published, Request
-from autogreen.measure import lease, measure, measure_beside, rest
+from autogreen.measure import lease, measure, measure_beside, rest_w
 from autogreen.measurement import Measurement, Protocol
 from autogreen.meters import Meter, choose
 from autogreen.tasks import Inputs, Scores, Split, Task, cut, plain, rows, to_device
@@ -37,7 +37,6 @@ from autogreen.techniques.quantization import RUNS_IN, check_kernels
 from autogreen.workload import Workload
 
 GOLDEN = 64  # examples kept for bundles, at least
-REST_S = 2.0  # of rest, in which its power is read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,10 +226,11 @@ class Evaluator:
             program.run(*example)
 
         with lease():
-            idle_w = self._rest_w(meter, synchronize)
+            if self._idle_w is None:
+                self._idle_w = rest_w(meter, self.setup.protocol, synchronize)
             if reference is None:
                 alone = measure(
-                    call, items=batch, meter=meter, protocol=protocol, synchronize=synchronize, idle_w=idle_w
+                    call, items=batch, meter=meter, protocol=protocol, synchronize=synchronize, idle_w=self._idle_w
                 )
                 return {"measurement": alone, "ratio": None}
             other = self._reference(reference)
@@ -243,7 +243,7 @@ class Evaluator:
                 meter=meter,
                 protocol=protocol,
                 synchronize=synchronize,
-                idle_w=idle_w,
+                idle_w=self._idle_w,
             )
         return {"measurement": beside.candidate, "ratio": beside.ratio}
 
@@ -364,17 +364,6 @@ class Evaluator:
             settings = dict(self.setup.meter)
             self._chosen = choose(self.setup.device, settings.pop("name", "auto"), **settings)
         return self._chosen
-
-    def _rest_w(self, meter: Meter, synchronize: Callable[[], object]) -> float | None:
-        """Power of the device at rest, with this process's context and a program on it; read once, before the first
-        measurement. None where it would be a guess: from an estimate, which assumes it, or beside other programs."""
-        if self._idle_w is None and meter.tier != "estimated":
-            with suppress(MeterError):  # a meter that fails for good says so in the first windows
-                reading = rest(meter, seconds=REST_S, synchronize=synchronize)
-                beside_s = self.setup.protocol.foreign_limit * reading.duration_s
-                if not reading.guests and (reading.foreign_busy_s or 0.0) <= beside_s:
-                    self._idle_w = reading.energy_j / reading.duration_s
-        return self._idle_w
 
     def _kept_costs(self) -> floor.UnitCosts | None:
         """This device's unit costs by this meter, where they are known."""

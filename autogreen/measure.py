@@ -43,7 +43,10 @@ __all__ = [
     "measure",
     "measure_beside",
     "rest",
+    "rest_w",
 ]
+
+REST_S = 2.0  # of rest, in which its power is read
 
 # Relative: two pairs of windows that differ by less are steady, however quiet the meter. A power that nears its lasting
 # value within some 2 s is then less than 1 % off in the mean (experiments/coverage.py); what takes longer is drift.
@@ -80,6 +83,20 @@ def rest(
     if reason is not None:
         raise MeterError(f"the power at rest cannot be told: {reason}. Try again.")
     return reading
+
+
+def rest_w(meter: Meter, protocol: Protocol, synchronize: Callable[[], object]) -> float | None:
+    """Power of the device at rest, what is to be measured being loaded. None where it would be a guess: from an
+    estimate, which assumes it, or with other programs about, which may be gone when ours are measured."""
+    if meter.tier == "estimated":
+        return None
+    try:
+        reading = rest(meter, seconds=REST_S, synchronize=synchronize)
+    except MeterError:  # a meter that fails for good says so in the first windows
+        return None
+    if reading.guests or (reading.foreign_busy_s or 0.0) > protocol.foreign_limit * reading.duration_s:
+        return None
+    return reading.energy_j / reading.duration_s
 
 
 def measure(

@@ -1,4 +1,4 @@
-"""Words for people: SI prefixes, intervals, and what a policy does in one short line.."""
+"""Words for people: SI prefixes, intervals, and what a policy does in one short line."""
 
 import math
 from collections.abc import Mapping

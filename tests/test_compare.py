@@ -14,11 +14,11 @@ import pytest
 from toys import experiment
 
 import autogreen
-from autogreen import api, beside, cli, comparison
+from autogreen import api, cli, comparison
 from autogreen.compare_worker import contest
 from autogreen.comparison import Comparison, compare, patient
 from autogreen.entrant import Entrant, find
-from autogreen.errors import AutogreenError, EvaluationError, MeterError, RefusedError, StudyError
+from autogreen.errors import AutogreenError, EvaluationError, RefusedError, StudyError
 from autogreen.front import Front
 from autogreen.measure import Protocol, measure_beside
 from autogreen.measurement import Beside, Interval
@@ -148,23 +148,6 @@ def test_a_comparison_goes_on_to_one_percent_or_about_a_minute_of_windows() -> N
     assert (short.min_windows, short.max_windows, short.target_relative) == (48, 1000, 0.005)
     long = patient(Protocol(window_s=5.0))
     assert (long.min_windows, long.max_windows) == (20, 80)
-
-
-def test_rest_is_looked_at_where_a_counter_tells_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(beside, "rest", lambda meter, *, seconds, synchronize: meter.stop())
-    protocol = Protocol(foreign_limit=0.25)
-
-    def idle_w(**script: Any) -> float | None:
-        clock = ScriptedClock()
-        meter = ScriptedMeter(**{"watts": 70.0, "clock": clock, **script})
-        meter.start()
-        clock.advance(2.0)
-        return beside._idle_w(meter, protocol, lambda: None)
-
-    assert idle_w() == 70.0
-    assert idle_w(tier="estimated") is None
-    assert idle_w(foreign_cores=0.5) is None and idle_w(told={"guests": ("Xorg",)}) is None
-    assert idle_w(watts=MeterError("the counter froze")) is None
 
 
 # --- for real ---------------------------------------------------------------------------------------------------------

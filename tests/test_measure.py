@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from autogreen.errors import ConfigError, MeterError
-from autogreen.measure import Beside, Measurement, Protocol, interval, measure, measure_beside
+from autogreen.measure import Beside, Measurement, Protocol, interval, measure, measure_beside, rest_w
 from autogreen.meters import choose
 from autogreen.testing import ScriptedClock, ScriptedMeter
 
@@ -361,3 +361,20 @@ def test_on_a_gpu_two_equal_things_are_equal_and_half_the_work_is_half_the_energ
     same = measure_beside(work(20), work(20), items=1, meter=meter, protocol=protocol, synchronize=wait, warm=False)
     assert same.ratio.mean == pytest.approx(1.0, rel=0.03)
     print(found.ratio, same.ratio, found.candidate.energy_per_item_j)  # noqa: T201
+
+
+def test_rest_is_looked_at_where_a_counter_tells_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("autogreen.measure.rest", lambda meter, *, seconds, synchronize: meter.stop())
+    protocol = Protocol(foreign_limit=0.25)
+
+    def idle_w(**script: Any) -> float | None:
+        clock = ScriptedClock()
+        meter = ScriptedMeter(**{"watts": 70.0, "clock": clock, **script})
+        meter.start()
+        clock.advance(2.0)
+        return rest_w(meter, protocol, lambda: None)
+
+    assert idle_w() == 70.0
+    assert idle_w(tier="estimated") is None
+    assert idle_w(foreign_cores=0.5) is None and idle_w(told={"guests": ("Xorg",)}) is None
+    assert idle_w(watts=MeterError("the counter froze")) is None

@@ -5,7 +5,7 @@
              start   first <------- energy_j, duration_s ------> last  stop
 
 A window that is cut between two steps would be billed one step too many or too few: off by 5 % and more in a second.
-So another process polls the counters while the work runs (`nvml_sidecar`), and the reading reaches from the first step
+So another process reads the counters while the work runs (`nvml_sidecar`), and the reading reaches from the first step
 after the start to the last one before the stop. The steps keep a beat, which is learnt once; the time between two of
 them is a whole number of periods, however late each was seen (`steps`). What the window holds before the first step and
 after the last is left out of energy and of duration.
