@@ -5,9 +5,9 @@
     beat          ---|-----------T-----------|-----------T-------|---               one rhythm that fits every mark
 
 The counter of a board is written by its firmware on a timer: on an H200 every 100.00 ms, always in step, under load
-and at rest. A mark that saw its step happen tells the time to 7 to 15 ms; a few of them together, with the period known,
-leave a phase of some milliseconds, and it is the same for the first step and the last. So the time between them is a whole
-number of periods, without any error of polling. Where marks do not fit one beat, their middles are taken instead.
+and at rest. A mark that saw its step happen tells the time to 7 to 15 ms; a few of them together, with the period
+known, leave a phase of some milliseconds, and it is the same for the first step and the last. So the time between them
+is a whole number of periods, without any error of polling. Where marks do not fit one beat, their middles are taken.
 """
 
 import math
