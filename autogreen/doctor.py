@@ -177,7 +177,7 @@ def _counter(meter: Meter) -> Counter | None:
 
 def _counter_cells(counter: Counter) -> tuple[str, str, str]:
     step = f"a step of {counter.step_j:.3g} J every {counter.period_s * 1000:.4g} ms"
-    here = f"{step}, read in {counter.latency_s * 1e6:.3g} µs"
+    here = f"{step}, read in {counter.latency_s * 1000:.2g} ms"
     agrees = "" if counter.slope is None else f"its power is {counter.slope:.3g} times that of the power samples"
     return here, agrees, "\n".join(counter.notes) or NOTHING
 

@@ -115,7 +115,7 @@ def test_what_a_meter_knows_of_its_counter(monkeypatch: pytest.MonkeyPatch) -> N
     found = look()
     assert found.counter == Counter(period_s=0.1, step_j=7.0, latency_s=0.0004, slope=1.12, notes=("renew it",))
     told = page(found)
-    assert "a step of 7 J every 100 ms, read in 400 µs" in told and "1.12 times" in told and "renew it" in told
+    assert "a step of 7 J every 100 ms, read in 0.4 ms" in told and "1.12 times" in told and "renew it" in told
     json.dumps(found.to_json(), allow_nan=False)
 
 
