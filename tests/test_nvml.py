@@ -10,6 +10,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from threading import Timer
@@ -204,10 +205,11 @@ def test_boards_that_step_together_do_not_make_each_other_late(
     calibrating.change(1, watts=100.0)
     meter = NvmlMeter(device="cuda:0,cuda:1")
     assert meter.calibration.regular and meter.calibration.periods_s == pytest.approx((0.1, 0.1), abs=0.002)
-    for number in range(4):
+    with suppress(MeterError):  # one board after the other finds its beat
+        window(meter, 1.0)
+    for _ in range(3):
         reading = window(meter, 0.6)
-        if number:
-            assert power(reading) == pytest.approx(300, rel=0.01) and len(reading.steps) >= 4
+        assert power(reading) == pytest.approx(300, rel=0.01) and len(reading.steps) >= 4
 
 
 def test_nested_windows_share_one_sidecar(world: World) -> None:
@@ -333,7 +335,7 @@ def test_a_counter_in_whole_joules(calibrating: World) -> None:
 
 
 def test_a_counter_that_steps_every_half_second(calibrating: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nvml, "CALIBRATE_S", 1.2)
+    monkeypatch.setattr(nvml, "CALIBRATE_S", 2.0)
     calibrating.change(period_s=0.5)
     meter = ready()
     assert meter.resolution_s == pytest.approx(0.5, rel=0.02)

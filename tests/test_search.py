@@ -158,7 +158,7 @@ def test_power_at_rest_is_read_once_where_it_can_be_seen(tmp_path, monkeypatch, 
         rests.append(meter.stop())
         return rests[-1]
 
-    monkeypatch.setattr(evaluate, "rest", rest)
+    monkeypatch.setattr("autogreen.measure.rest", rest)
     monkeypatch.setattr(
         evaluate,
         "choose",

@@ -36,10 +36,10 @@ from typing import Any
 POLL_S = 0.001  # between two reads of a counter that is due for a step; one read takes about 4 ms
 EARLY_S = 0.003  # before the next step can come at the earliest: one read more must still find the old value
 EARLY = 0.03  # the same, of a period: so well it is known even of a slow counter, of which few steps were seen
-SEEN = 0.25  # of a period: a mark that is narrower saw its step happen, and is an edge
+SEEN = 0.4  # of a period: a mark that is narrower saw its step happen, and is an edge
 EDGES = 3  # tell the phase of the beat to a few milliseconds
 TURN_S = 0.02  # a read of another board is over by then
-EDGES_S = 5.0  # after which they are renewed; a quartz is off by some 0.1 ms in that time
+EDGES_S = 3.0  # after which they are renewed: a period learnt to 1 % only is a third of a step off by then
 RETRY_S = 0.001  # before the second try of a read that failed
 SAMPLE_S = 0.02  # between two power samples where there is no counter
 BACKWARDS_MJ = 10  # counters were seen to fall by a millijoule; more is a reset

@@ -21,7 +21,7 @@ from autogreen.errors import MeterError
 
 Mark = tuple[float, float, float, int]  # not before, asked, answered (seconds, monotonic), millijoules
 
-SEEN = 0.25  # of a period: a mark that is wider did not see its step happen
+SEEN = 0.4  # of a period: a mark that is wider did not see its step happen
 LATE = 2  # times the usual width: a mark that is wider came late
 FINE = 8  # periods are tried so much closer than a mark's width tells them apart
 SLACK_S = 0.001  # by which marks may miss a beat that is taken for theirs
