@@ -246,6 +246,8 @@ def pick_device(wanted: str) -> str:
     import torch
 
     if wanted != "auto":
+        if "," in wanted:
+            raise ConfigError(f"device is {wanted!r}, and a search runs on one device; name one of them.")
         if wanted != "cpu" and not (wanted.startswith("cuda") and torch.cuda.is_available()):
             raise ConfigError(
                 f"device {wanted!r} is not here; use cpu{' or cuda:0' if torch.cuda.is_available() else ''}."

@@ -288,3 +288,5 @@ def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
             pick_device(wanted)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert pick_device("auto") == "cuda:0" and pick_device("cuda:1") == "cuda:1"
+    with pytest.raises(ConfigError, match="one device"):
+        pick_device("cuda:0,cuda:1")
