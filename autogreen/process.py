@@ -12,6 +12,7 @@ from typing import Any
 
 from autogreen.engines import environment
 from autogreen.errors import AutogreenError
+from autogreen.executors import die_with_parent
 
 
 def ask(
@@ -62,6 +63,7 @@ def ask(
 
 def answer(work: Callable[[Any], dict[str, Any]]) -> None:
     """Do the one job that `ask` gave this process. Whatever third parties print goes to standard error."""
+    die_with_parent()
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     try:

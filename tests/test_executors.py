@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -119,3 +120,27 @@ def test_what_an_exception_means():
     assert isinstance(translated(PermissionError(13, "no", "/x")), StudyError)
     assert "out of memory" in str(translated(MemoryError()))
     assert "ValueError: odd" in str(translated(ValueError("odd")))
+
+
+def test_a_process_that_was_asked_dies_with_the_one_who_asked(tmp_path):
+    (tmp_path / "slow.py").write_text(
+        "import time\nfrom pathlib import Path\nfrom os import getpid\nfrom autogreen.process import answer\n"
+        f"def work(job):\n    Path({str(tmp_path / 'pid')!r}).write_text(str(getpid()))\n    time.sleep(60)\n"
+        "answer(work)\n"
+    )
+    ask = (
+        "from autogreen.errors import EvaluationError\nfrom autogreen.process import ask\n"
+        "ask('slow', {}, device='cpu', what='it', done='done', limit_s=60, failure=EvaluationError)"
+    )
+    path = os.pathsep.join((str(tmp_path), *filter(None, sys.path)))
+    asker = subprocess.Popen([sys.executable, "-c", ask], env={**os.environ, "PYTHONPATH": path})
+    end = time.monotonic() + 30
+    while not (tmp_path / "pid").exists() and time.monotonic() < end:
+        time.sleep(0.1)
+    time.sleep(0.2)
+    pid = int((tmp_path / "pid").read_text())
+    asker.kill()
+    asker.wait()
+    while psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie" and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == "zombie"

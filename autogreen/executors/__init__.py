@@ -3,6 +3,10 @@
 submit(job) ... next_done() -> Done          one job fails, the study goes on
 """
 
+import os
+import signal
+import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -57,3 +61,14 @@ class Executor(Protocol):
     def close(self) -> None:
         """Stop all work, compilers included; may be called twice."""
         ...
+
+
+def die_with_parent() -> None:
+    """From now on this process kills its group, itself and its compilers, once the process that started it is gone."""
+
+    def watch(parent: int) -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os.killpg(0, signal.SIGKILL)
+
+    threading.Thread(target=watch, args=(os.getppid(),), daemon=True).start()

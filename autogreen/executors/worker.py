@@ -4,11 +4,7 @@ It leads its own process group. When its parent dies it kills that group, so tha
 """
 
 import errno
-import os
-import signal
 import sys
-import threading
-import time
 import traceback
 from multiprocessing.connection import Connection
 from typing import Any
@@ -16,13 +12,14 @@ from typing import Any
 import cloudpickle
 
 from autogreen.errors import AutogreenError, EvaluationError, StudyError
+from autogreen.executors import die_with_parent
 
 DISK = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up", errno.EROFS: "it is read-only"}
 
 
 def main() -> None:
     connection = Connection(int(sys.argv[1]))
-    threading.Thread(target=_die_with_parent, args=(os.getppid(),), daemon=True).start()
+    die_with_parent()
     # only now, so that a parent that dies during the heavy imports is noticed
     from autogreen.evaluate import Evaluator
 
@@ -60,12 +57,6 @@ def is_out_of_memory(error: BaseException) -> bool:
 
     told = "can't allocate memory" in str(error) or "not enough memory" in str(error)
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or told
-
-
-def _die_with_parent(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os.killpg(0, signal.SIGKILL)
 
 
 if __name__ == "__main__":
