@@ -1,9 +1,9 @@
 """Two loaded programs, measured in turns: the one road for verification and comparison."""
 
-from functools import partial
 from typing import TYPE_CHECKING
 
 from autogreen.engines import Program
+from autogreen.hardware import synchronizer
 from autogreen.measure import lease, measure_beside, rest_w
 from autogreen.measurement import Beside, Protocol
 from autogreen.meters import Meter
@@ -24,12 +24,10 @@ def measure_programs(
     Raises:
         MeterError: as `measure_beside`.
     """
-    import torch
-
     from autogreen.tasks import cut, to_device
 
     device, tape = program.recipe.device, Tape(meter)
-    synchronize = partial(torch.cuda.synchronize, device) if device.startswith("cuda") else (lambda: None)
+    synchronize = synchronizer(device)
     ours = to_device(cut(inputs, program.recipe.batch)[0], device)
     others = to_device(cut(theirs, other.recipe.batch)[0], device)
     with lease():

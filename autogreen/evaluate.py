@@ -13,7 +13,6 @@ import shutil
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -219,8 +218,7 @@ class Evaluator:
         self, program: Program, example: Inputs, reference: str | None, meter: Meter, protocol: Protocol
     ) -> dict[str, Any]:
         batch = program.recipe.batch
-        device = self.setup.device  # of several boards this one, which need not be PyTorch's current one
-        synchronize = partial(torch.cuda.synchronize, device) if device.startswith("cuda") else (lambda: None)
+        synchronize = hardware.synchronizer(self.setup.device)
 
         def call() -> None:
             program.run(*example)

@@ -328,12 +328,11 @@ def measure_costs(
 def _cheapest(call: Callable[[], object], amount: float, device: str, meter: Meter, protocol: Protocol) -> Interval:
     """With one thread, half of all and all of them (where two share a core, half is one a core), the cheapest one."""
     import os
-    from functools import partial
 
     import torch
 
     if device.startswith("cuda"):
-        synchronize = partial(torch.cuda.synchronize, device)
+        synchronize = hardware.synchronizer(device)
         return unit_cost_pj(call, amount, meter=meter, protocol=protocol, synchronize=synchronize)
     costs, cores = [], os.cpu_count() or 1
     for threads in sorted({1, max(1, cores // 2), cores}):

@@ -2,6 +2,8 @@
 
 import os
 import platform
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,3 +43,13 @@ def _cpu_name() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+def synchronizer(device: str) -> Callable[[], object]:
+    """What waits until this device has done all queued work. Of several boards this one, which need not be PyTorch's
+    current one; a CPU queues nothing."""
+    if not device.startswith("cuda"):
+        return lambda: None
+    import torch
+
+    return partial(torch.cuda.synchronize, device)
