@@ -1,6 +1,7 @@
 """What candidates are compared with: the same weights in every runtime, and controls that keep a saving honest."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from itertools import product
 from typing import Any
 
 from autogreen.anatomy import Anatomy
@@ -11,22 +12,36 @@ from autogreen.space import SearchSpace
 
 
 def untouched(
-    space: SearchSpace, anatomy: Anatomy, engine: str, threads: int | None = None, batch: int | None = None
+    space: SearchSpace,
+    anatomy: Anatomy,
+    runtime: Mapping[str, Any],
+    threads: int | None = None,
+    batch: int | None = None,
 ) -> Effect:
     """The uncompressed model; threads and batch by default the least that the space knows."""
     threads = threads or min(space.options("parallelism", "threads") or (1,))
     batch = batch or min((size for size in space.options("parallelism", "batch") if size), default=None)
     parallelism: dict[str, Any] = {"threads": threads, "batch": batch}
-    text = {"parallelism": parallelism, "runtime": {"engine": engine}}
-    return SearchSpace.from_json(text).policy().effect(anatomy)
+    return SearchSpace.from_json({"parallelism": parallelism, "runtime": runtime}).policy().effect(anatomy)
 
 
-def runtimes(space: SearchSpace, anatomy: Anatomy) -> Iterator[Effect]:
-    """The uncompressed model in every engine, with every thread count and batch that the space lets a policy have."""
-    for engine in ENGINES:
-        for threads in space.options("parallelism", "threads") or (1,):
-            for batch in space.options("parallelism", "batch") or (None,):
-                yield untouched(space, anatomy, engine, threads, batch)
+def runtimes(space: SearchSpace, anatomy: Anatomy, device: str) -> Iterator[Effect]:
+    """The uncompressed model in every engine, on a GPU with and without a CUDA graph, and with every compiler mode,
+    thread count and batch that the space lets a policy have."""
+    knobs = (
+        ENGINES,
+        space.options("runtime", "mode") or ("default",),
+        (False, True) if device.startswith("cuda") else (False,),
+        space.options("parallelism", "threads") or (1,),
+        space.options("parallelism", "batch") or (None,),
+    )
+    seen = set()
+    for engine, mode, cuda_graph, threads, batch in product(*knobs):
+        runtime = {"engine": engine, "mode": mode, "cuda_graph": cuda_graph}
+        effect = untouched(space, anatomy, runtime, threads, batch)
+        if effect.id not in seen:  # a mode says nothing to an engine that does not compile
+            seen.add(effect.id)
+            yield effect
 
 
 def runtime_of(effect: Effect) -> str:
@@ -55,6 +70,6 @@ def controls_of(
         settings = SearchSpace({"quantization": quantization}).at(1.0)
         if lowered := settings.effect(anatomy).parts.get("quantization"):
             effect = Effect.of({**parts, "quantization": lowered})
-            if effect.refusal(anatomy, device) is None:
+            if effect.refusal(anatomy, device, baseline.recipe.batch if baseline.recipe else None) is None:
                 request = Request(effect=effect, start="scratch", reference=baseline.key)
                 yield "half width from scratch, quantized", request

@@ -7,7 +7,7 @@ as not readable, with the reason.
 import time
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 from autogreen import floor, hardware
 from autogreen.engines import ENGINES
@@ -222,10 +222,10 @@ def _cost_cells(costs: floor.UnitCosts | None, note: str) -> tuple[str, str, str
 
 
 def _schemes(device: str) -> dict[str, str]:
-    from autogreen.techniques.quantization import Scheme, missing_kernel
+    from autogreen.techniques.quantization.schemes import SCHEMES, missing_kernel
 
     schemes = {}
-    for scheme in get_args(Scheme):
+    for scheme in SCHEMES:
         reasons = {engine: missing_kernel(scheme, device=device, engine=engine) for engine in ENGINES}
         working = [engine for engine, reason in reasons.items() if reason is None]
         schemes[scheme] = f"engine: {', '.join(working)}" if working else str(next(iter(reasons.values())))

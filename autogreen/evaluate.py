@@ -23,6 +23,7 @@ from torch import nn
 from autogreen import floor, hardware, quality
 from autogreen.anatomy import Anatomy, survey
 from autogreen.billing import Watch
+from autogreen.compress import compress, lower
 from autogreen.engines import ENGINES, Program, Recipe, profile
 from autogreen.errors import AutogreenError, EvaluationError, MeterError, RefusedError
 from autogreen.evaluation import Evaluation, Published, Request
@@ -32,7 +33,7 @@ from autogreen.meters import Meter, choose
 from autogreen.tasks import Inputs, Scores, Split, Task, cut, plain, rows, to_device
 from autogreen.tasks.trees import pack
 from autogreen.techniques import TECHNIQUES, Context
-from autogreen.techniques.quantization import RUNS_IN, check_kernels
+from autogreen.techniques.quantization.schemes import check_kernels, narrowest_bytes, precisions
 from autogreen.workload import Workload
 
 GOLDEN = 64  # examples kept for bundles, at least
@@ -112,9 +113,10 @@ class Evaluator:
         reference = None if request.reference is None else quality.load(study, request.reference, "validation")
         with watch.phase("training"):
             self._all_cores()
-            trained = self._train(parts, request, example, watch.check)
+            start = copy.deepcopy(self._start(request.start)).to(self.setup.device)
+            trained = compress(parts, start, self._context(example, request.seed, watch.check))
             schemes = parts.get("quantization", {})
-            work = floor.count(trained, example, {layer: RUNS_IN[scheme] for layer, scheme in schemes.items()})
+            work = floor.count(trained, example, precisions(schemes, self.setup.device), narrowest_bytes(schemes))
 
         folder = study / "artifacts" / request.key
         partial = folder.with_name(f".{folder.name}.{os.getpid()}")
@@ -124,7 +126,7 @@ class Evaluator:
                 program = self._build(parts, trained, example, recipe, partial, watch.check)
             with watch.phase("scoring"):
                 kernels, memory = profile.trace(program, example)
-                check_kernels(schemes, self._units("quantization"), kernels)
+                check_kernels(schemes, self._units("quantization"), kernels, self.setup.device)
                 scores = self._score(program, "validation")
                 size = sum(path.stat().st_size for path in partial.glob("model.*"))
                 found = Evaluation(
@@ -179,16 +181,6 @@ class Evaluator:
 
     # -- steps ---------------------------------------------------------------------------------------------------
 
-    def _train(
-        self, parts: Mapping[str, Any], request: Request, example: Inputs, check: Callable[[], None]
-    ) -> nn.Module:
-        model = copy.deepcopy(self._start(request.start)).to(self.setup.device)
-        context = self._context(example, request.seed, check)
-        for section in ("pruning", "distillation"):
-            if section in parts:
-                model = TECHNIQUES[section].apply(parts[section], model, context)
-        return model.eval()
-
     def _build(
         self,
         parts: Mapping[str, Any],
@@ -198,16 +190,12 @@ class Evaluator:
         folder: Path,
         check: Callable[[], None],
     ) -> Program:
-        """Quantize, parallelise, save, load; the first call compiles."""
+        """Lower, save, load; the first call compiles."""
         folder.mkdir(parents=True)
         save_file(
             {name: leaf.contiguous() for name, leaf in trained.state_dict().items()}, folder / "weights.safetensors"
         )
-        context = self._context(example, 0, check)
-        for section in ("quantization", "parallelism"):
-            if section in parts:
-                trained = TECHNIQUES[section].apply(parts[section], trained, context)
-        ENGINES[recipe.engine].save(trained, example, folder)
+        ENGINES[recipe.engine].save(lower(parts, trained, self._context(example, 0, check)), example, folder)
         (folder / "recipe.json").write_text(json.dumps(asdict(recipe)))
         check()
         program = Program(folder, recipe)
@@ -331,6 +319,8 @@ class Evaluator:
             batch=batch,
             threads=parallelism.get("threads", 1),
             device=self.setup.device,
+            mode=parts["runtime"].get("mode", "default"),
+            cuda_graph=parts["runtime"].get("cuda_graph", False),
         )
 
     def _keep_golden(self) -> None:

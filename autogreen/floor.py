@@ -34,12 +34,12 @@ from autogreen.errors import ConfigError, MeterError
 from autogreen.measure import lease, measure
 from autogreen.measurement import Interval, Measurement, Protocol
 from autogreen.meters import Meter, Tier
-from autogreen.techniques.quantization import missing_instructions
+from autogreen.techniques.quantization.schemes import missing_instructions
 
 if TYPE_CHECKING:
     from autogreen.tasks import Inputs
 
-WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}  # bytes of one number
+WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2, "float8": 1, "int8": 1}  # bytes of one number
 PROTOCOL = Protocol(warmup_s=0.2, window_s=0.1, min_windows=6, max_windows=12, target_relative=0.05)
 SIDES = {"cpu": 1024, "cuda": 8192}  # of the square matrices: large enough for full speed, small enough for a window
 COPY_BYTES = {"cpu": 256 << 20, "cuda": 2 << 30}  # at least; and four times the caches
@@ -109,11 +109,13 @@ class UnitCosts:
 @dataclass(frozen=True, kw_only=True)
 class Work:
     """Of one call. flops: multiplications and additions of its matrix products and convolutions, at least, by the data
-    type they are to run in. weights: numbers that these read from the model. io_bytes: inputs and outputs."""
+    type they are to run in. weights: numbers that these read from the model. io_bytes: inputs and outputs.
+    weight_bytes: of the narrowest number among the weights, where they are kept in less than they are multiplied in."""
 
     flops: Mapping[str, float]
     weights: int
     io_bytes: int
+    weight_bytes: float | None = None
 
 
 # --- holding a measurement against the floor --------------------------------------------------------------------------
@@ -142,7 +144,8 @@ def times_above_floor(
         return None
     planned, total = {dtype for dtype, flops in work.flops.items() if flops}, math.fsum(work.flops.values())
     ways = [work.flops] if planned and planned >= set(precisions) else [{d: total} for d in planned.union(precisions)]
-    touched = work.weights * min(WIDTHS.get(dtype, 8) for dtype in planned.union(precisions)) + work.io_bytes
+    narrowest = min(WIDTHS.get(dtype, 8) for dtype in planned.union(precisions))
+    touched = work.weights * min(narrowest, work.weight_bytes or narrowest) + work.io_bytes
     bound_j = min(costs.lower_bound_j(way, touched) for way in ways)
     if bound_j <= 0:
         return None
@@ -158,12 +161,18 @@ def times_above_floor(
     return energy.mean * items / bound_j
 
 
-def count(model: Callable[..., Any], example: "Inputs", lowered: Mapping[str, str] | None = None) -> Work:
+def count(
+    model: Callable[..., Any],
+    example: "Inputs",
+    lowered: Mapping[str, str] | None = None,
+    weight_bytes: float | None = None,
+) -> Work:
     """Run the model once on the example and count. Not for compiled programs, into which nobody sees.
 
     Args:
         model: in floating point, before any layer is lowered.
         lowered: data type that a layer is to run in, by its dotted name; the others run in the model's own.
+        weight_bytes: of the narrowest number among the lowered weights.
     """
     import torch
     from torch.utils._pytree import tree_leaves
@@ -188,6 +197,7 @@ def count(model: Callable[..., Any], example: "Inputs", lowered: Mapping[str, st
         flops={dtype: amount for dtype, amount in flops.items() if amount},
         weights=sum(numel for storage, numel in weights.items() if storage in reads.storages),
         io_bytes=sum(leaf.numel() * leaf.element_size() for leaf in leaves),
+        weight_bytes=weight_bytes,
     )
 
 
@@ -345,6 +355,10 @@ def _product(dtype: str, device: str, side: int) -> Callable[[], object]:
     import torch
 
     # full() writes every page; zeros() may leave them to one shared page of the operating system
+    if dtype == "float8":
+        zeros = torch.full((side, side), 0, dtype=torch.uint8, device=device).view(torch.float8_e4m3fn)
+        one = torch.ones((), device=device)
+        return lambda: torch._scaled_mm(zeros, zeros.t(), scale_a=one, scale_b=one, out_dtype=torch.bfloat16)
     left, right = (torch.full((side, side), 0, dtype=getattr(torch, dtype), device=device) for _ in range(2))
     if dtype == "int8" and device.startswith("cuda"):
         columns = right.t()  # the layout that the tensor cores read: row by row an H200 takes 4.5 times the energy

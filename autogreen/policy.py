@@ -18,7 +18,7 @@ from typing import Any
 from autogreen.anatomy import Anatomy
 from autogreen.engines import Runtime
 from autogreen.schema import build
-from autogreen.techniques import TECHNIQUES
+from autogreen.techniques import TECHNIQUES, Target
 
 SECTIONS = (*TECHNIQUES, "runtime")
 
@@ -59,7 +59,7 @@ class Policy:
             if part := technique.effect(self.settings.get(section, ()), units):
                 parts[section] = part
         runtime = self.settings.get("runtime") or (Runtime(),)
-        parts["runtime"] = asdict(runtime[0])
+        parts["runtime"] = runtime[0].effect()
         return Effect.of(parts)
 
 
@@ -89,13 +89,15 @@ class Effect:
     def engine(self) -> str:
         return str(self.parts["runtime"]["engine"])
 
-    def refusal(self, anatomy: Anatomy, device: str) -> str | None:
-        """Why this cannot really be applied on the device, or None."""
+    def refusal(self, anatomy: Anatomy, device: str, batch: int | None) -> str | None:
+        """Why this cannot really be applied on the device, or None. batch: the workload's, where it fixes one."""
         parts = self.parts
+        target = Target(device=device, engine=self.engine, batch=batch or parts.get("parallelism", {}).get("batch"))
         for section, technique in TECHNIQUES.items():
             if section in parts:
                 units: Sequence[Any] = anatomy.units.get(section, ())
-                reason: str | None = technique.refusal(parts[section], units, device=device, engine=self.engine)
+                reason: str | None = technique.refusal(parts[section], units, target)
                 if reason:
                     return f"{section}: {reason}"
-        return None
+        reason = Runtime.refusal(parts["runtime"], device)
+        return f"runtime: {reason}" if reason else None

@@ -6,8 +6,8 @@
     {int: {low, high, step, log}}         Optuna's IntDistribution
 
 Ordered options reach Optuna as ordinals, so that samplers know that 4 lies between 2 and 8. In a rule, `each: GLOB` in
-the place of `target` makes one hole a unit (layer or dependency group); `by: block` shares it within a repeated block,
-`by: group` among layers fed by the same tensor (q, k and v; gate and up).
+the place of `target` makes one hole a unit (layer or dependency group); `by: block` shares it within a repeated block.
+A rule reaches only units of its `structure`, where it has one.
 """
 
 import glob
@@ -131,18 +131,20 @@ class SearchSpace:
             if not section_class(section).ordered:
                 sections[section] = rules
                 continue
-            units, covered, expanded = anatomy.units.get(section, ()), set[str](), list[Mapping[str, Any]]()
+            units, covered, expanded = anatomy.units.get(section, ()), set[tuple[str, str]](), list[Mapping[str, Any]]()
             named: dict[str, int] = {}
             for n, rule in enumerate(rules):
                 pattern = rule.get("each", rule.get("target"))
-                hit = [unit for unit in units if matches(pattern, unit)]
+                structure = rule.get("structure", getattr(section_class(section), "structure", ""))
+                reached = [unit for unit in units if unit.structure == structure]
+                hit = [unit for unit in reached if matches(pattern, unit)]
                 if not hit:
                     raise RefusedError(
                         f"{section}: {pattern!r} matches nothing that {section} can treat in {anatomy.model}. "
-                        f"Treatable: {', '.join(unit.name for unit in units) or 'nothing'}."
+                        f"Treatable: {', '.join(unit.name for unit in reached) or 'nothing'}."
                     )
-                fresh = [unit for unit in hit if unit.name not in covered]
-                covered.update(unit.name for unit in hit)
+                fresh = [unit for unit in hit if (unit.structure, unit.name) not in covered]
+                covered.update((unit.structure, unit.name) for unit in hit)
                 if "target" in rule:
                     expanded.append(rule)
                     continue
@@ -289,9 +291,9 @@ def _hole_name(section: str, rule: Mapping[str, Any], field: str) -> str:
 
 
 def _shared_name(unit: Unit, by: str | None) -> str:
-    if by == "block":
-        return f"block {unit.block}"
-    return f"group {unit.peers}" if by == "group" else unit.name
+    """What a hole is called, and so shared by: its unit or its block, with the structure where there are several."""
+    owner = f"block {unit.block}" if by == "block" else unit.name
+    return f"{unit.structure} {owner}" if unit.structure else owner
 
 
 def _rule(section: str, data: Any, where: str) -> Mapping[str, Any]:
@@ -302,8 +304,10 @@ def _rule(section: str, data: Any, where: str) -> Mapping[str, Any]:
     check_keys(data, (*keys, "each", "by") if cls.ordered else keys, where)
     if cls.ordered and ("each" in data) == ("target" in data):
         raise ConfigError(f"{where} needs either `target` or `each`, a glob on module names.")
-    if data.get("by", "block") not in ("block", "group") or ("by" in data and "each" not in data):
-        raise ConfigError(f"{where}.by must be `block` or `group`, beside `each`; not {data['by']!r}.")
+    if data.get("by", "block") != "block" or ("by" in data and "each" not in data):
+        raise ConfigError(f"{where}.by must be `block`, beside `each`; not {data['by']!r}.")
+    if isinstance(data.get("structure"), Mapping):
+        raise ConfigError(f"{where}.structure cannot be left open; write one rule for each structure.")
     for key in ("target", "each"):
         if not isinstance(data.get(key, ""), str):
             raise ConfigError(f"{where}.{key} must be a glob on module names, not {data[key]!r}.")
@@ -315,10 +319,10 @@ def _rule(section: str, data: Any, where: str) -> Mapping[str, Any]:
 
 
 def _refuse_twice(rules: tuple[Mapping[str, Any], ...], where: str) -> None:
-    seen: dict[str, int] = {}
+    seen: dict[tuple[Any, Any], int] = {}
     for n, rule in enumerate(rules):
         pattern = rule.get("each", rule.get("target"))
-        if (first := seen.setdefault(pattern, n)) != n:
+        if (first := seen.setdefault((pattern, rule.get("structure")), n)) != n:
             raise ConfigError(f"{where}.{n} can never apply: rule {first} has the same glob {pattern!r} and wins.")
 
 

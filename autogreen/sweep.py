@@ -152,12 +152,13 @@ class _Run:
         references = self.store.get("references", {})
         if "plain" not in references:
             yield self.progress("references", "plain use")
-            references["plain"] = self._evaluate(Request(effect=untouched(self.space, self.anatomy, "eager"))).to_json()
+            effect = untouched(self.space, self.anatomy, {"engine": "eager"})
+            references["plain"] = self._evaluate(Request(effect=effect)).to_json()
             self.store.put("references", references)
         plain = Evaluation.from_json(references["plain"])
         if "baseline" not in references:
             candidates = [plain]
-            for effect in runtimes(self.space, self.anatomy):
+            for effect in runtimes(self.space, self.anatomy, self.device):
                 if effect.id != plain.effect.id:
                     yield self.progress("references", f"best runtime: {runtime_of(effect)}")
                     candidates.append(self._evaluate(Request(effect=effect, reference=plain.key)))
@@ -267,7 +268,7 @@ class _Run:
             policy = self.space.fill(trial)
             try:
                 effect = policy.effect(self.anatomy)
-                refusal = effect.refusal(self.anatomy, self.device)
+                refusal = effect.refusal(self.anatomy, self.device, self.experiment.workload.fixed_batch)
             except RefusedError as error:
                 refusal = str(error)
             if refusal:
@@ -357,7 +358,7 @@ class _Run:
         reason = None
         for engine in engines:
             effect = Effect.of({**policy.effect(self.anatomy).parts, "runtime": {"engine": engine}})
-            if (reason := effect.refusal(self.anatomy, self.device)) is None:
+            if (reason := effect.refusal(self.anatomy, self.device, self.experiment.workload.fixed_batch)) is None:
                 return None
         return reason
 

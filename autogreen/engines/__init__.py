@@ -5,7 +5,7 @@ serving share that one road, so that measuring one thing and shipping another ca
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
@@ -27,6 +27,9 @@ ENGINES = Table(
 )
 
 
+Mode = Literal["default", "max-autotune"]
+
+
 def environment(device: str) -> dict[str, str]:
     """Variables of every process that measures or verifies on a device; what the user has set himself goes before."""
     # Compilers run as our own children: billed, and gone with their process group. On a GPU more than one would mean a
@@ -42,35 +45,57 @@ def environment(device: str) -> dict[str, str]:
 
 @dataclass(frozen=True, kw_only=True)
 class Runtime:
-    """A policy's `runtime` section: the engine by name."""
+    """A policy's `runtime` section.
+
+    engine: by name. mode: of torch.compile; `max-autotune` times several kernels for each product and takes the
+    fastest. cuda_graph: the call is recorded once and replayed as a whole, which saves the launches.
+    """
 
     ordered: ClassVar[bool] = False
 
     engine: str = "eager"
+    mode: Mode = "default"
+    cuda_graph: bool = False
 
     def __post_init__(self) -> None:
         if self.engine not in ENGINES:
             known = ", ".join(ENGINES)
             raise ConfigError(f"unknown engine {self.engine!r}.{nearest(self.engine, ENGINES)} Known: {known}")
 
+    def effect(self) -> dict[str, Any]:
+        """JSON, without what does nothing."""
+        effect: dict[str, Any] = {"engine": self.engine}
+        if self.mode != "default" and self.engine == "inductor":
+            effect["mode"] = self.mode
+        return {**effect, "cuda_graph": True} if self.cuda_graph else effect
+
+    @staticmethod
+    def refusal(effect: Mapping[str, Any], device: str) -> str | None:
+        """Why no engine runs so on the device, or None."""
+        if effect.get("cuda_graph") and not device.startswith("cuda"):
+            return f"cuda_graph: {device!r} is no NVIDIA GPU, and only those replay graphs"
+        return None
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """All that decides, besides the artifact, how it runs. batch: items a call, fixed in the artifact.
-    threads: intra-op threads on a CPU. device: "cpu" or "cuda:N"."""
+    """All that decides, besides the artifact, how it runs. batch: examples a call, fixed in the artifact.
+    threads: intra-op threads on a CPU. device: "cpu" or "cuda:N". mode, cuda_graph: see `Runtime`."""
 
     engine: str
     batch: int
     threads: int
     device: str
+    mode: Mode = "default"
+    cuda_graph: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class Kernel:
-    """A matrix kernel seen in a profile of one call. precision: int8, bfloat16, float16 or float32."""
+    """A matrix kernel seen in a profile of one call. precision: the data type that it multiplies in."""
 
     name: str
-    precision: Literal["int8", "bfloat16", "float16", "float32"]
+    precision: Literal["int8", "float8", "bfloat16", "float16", "float32"]
     calls: int
 
 
@@ -87,7 +112,7 @@ class Engine(Protocol):
         ...
 
     @staticmethod
-    def load(folder: Path, device: str) -> Callable[..., Any]:
+    def load(folder: Path, recipe: Recipe) -> Callable[..., Any]:
         """Return a callable with the model's signature, for batches of exactly the recipe's size."""
         ...
 
@@ -102,7 +127,8 @@ class Program:
     def __init__(self, folder: Path, recipe: Recipe) -> None:
         self.recipe = recipe
         self._set_threads()  # before loading: compilers write the number of threads into their code
-        self._run = ENGINES[recipe.engine].load(folder, recipe.device)
+        self._graph: Any = None
+        self._run = ENGINES[recipe.engine].load(folder, recipe)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         import torch
@@ -121,7 +147,19 @@ class Program:
         return tree_map(join, *outputs)
 
     def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run one full batch; nothing is added to what the engine does. This is what is measured."""
+        """Run one full batch; nothing is added to what the engine does. This is what is measured.
+
+        With a CUDA graph the outputs lie where the next call will write its own."""
+        if not self.recipe.cuda_graph:
+            return self.launch(args, kwargs)
+        if self._graph is None:
+            from autogreen.engines.graph import Graph
+
+            self._graph = Graph(self.launch, (args, kwargs))
+        return self._graph(args, kwargs)
+
+    def launch(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The same, kernel by kernel: what a profiler can look into."""
         import torch
 
         self._set_threads()

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from autogreen.engines import exported
+from autogreen.engines import Recipe, exported
 from autogreen.tasks import Inputs
 
 
@@ -18,5 +18,5 @@ class Eager:
         exported.save(model, example, folder)
 
     @staticmethod
-    def load(folder: Path, device: str) -> Callable[..., Any]:
-        return exported.load(folder, device)
+    def load(folder: Path, recipe: Recipe) -> Callable[..., Any]:
+        return exported.load(folder, recipe.device)

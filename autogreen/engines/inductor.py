@@ -8,7 +8,7 @@ import torch
 import torch._inductor.config
 from torch import nn
 
-from autogreen.engines import exported
+from autogreen.engines import Recipe, exported
 from autogreen.tasks import Inputs
 
 
@@ -26,7 +26,8 @@ class Inductor:
         exported.save(model, example, folder)
 
     @staticmethod
-    def load(folder: Path, device: str) -> Callable[..., Any]:
+    def load(folder: Path, recipe: Recipe) -> Callable[..., Any]:
         torch._inductor.config.freezing = True
-        compiled: Callable[..., Any] = torch.compile(exported.load(folder, device))
+        mode = {"default": None, "max-autotune": "max-autotune-no-cudagraphs"}[recipe.mode]  # graphs are our own
+        compiled: Callable[..., Any] = torch.compile(exported.load(folder, recipe.device), mode=mode)
         return compiled

@@ -24,16 +24,19 @@ KERNELS = (
     "aten::bmm",
     "aten::baddbmm",
     "aten::_scaled_mm",
+    "aten::_weight_int8pack_mm",
+    "aten::_weight_int4pack_mm",
     "aten::_int_mm",
 )
 PRECISIONS: dict[str, Any] = {"c10::BFloat16": "bfloat16", "c10::Half": "float16"}
 
 
 def trace(program: Program, inputs: Inputs) -> tuple[tuple[Kernel, ...], int]:
-    """Profile one call of a warm program: its matrix kernels, and the peak of what the call allocates (bytes)."""
+    """Profile one call of a warm program, launched kernel by kernel: its matrix kernels, and the peak of what the call
+    allocates (bytes)."""
     activities = [ProfilerActivity.CPU]
     with profile(activities=activities, record_shapes=True, profile_memory=True) as recorded:
-        program.run(*inputs)
+        program.launch(*inputs)
     events: Any = recorded.profiler.kineto_results.events()  # types of inputs, in any release
     seen = Counter((event.name(), _precision(event)) for event in events if event.name().startswith(KERNELS))
     kernels = tuple(
@@ -45,6 +48,8 @@ def trace(program: Program, inputs: Inputs) -> tuple[tuple[Kernel, ...], int]:
 def _precision(event: Any) -> Any:
     if event.name().startswith("onednn::q") or event.name().endswith("_int_mm"):
         return "int8"
+    if event.name().endswith("_scaled_mm"):
+        return "float8"
     first = next((kind for kind in event.dtypes() if kind), "float")
     return PRECISIONS.get(first, "float32")
 

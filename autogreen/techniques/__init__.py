@@ -3,11 +3,14 @@
 Sections run in the order of `TECHNIQUES`: prune -> distil -> quantize -> parallelise. Quantizing early and distilling
 late is known to collapse (arXiv 2511.19495), so the order in a file means nothing.
 
-    settings (what the user wrote)  --effect-->  effect (what it does to this model; JSON)  --apply-->  model
+    settings (what the user wrote)  --effect-->  effect (what it does to this model; JSON)
+    model  --apply-->  a model that can still be trained  --lower-->  the kernels that ship
 
-A policy's identity is its effect, and `apply` sees nothing but the effect: two texts with one effect are one policy.
+A policy's identity is its effect, and `apply` and `lower` see nothing but the effect: two texts with one effect are one
+policy.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -34,20 +37,27 @@ TECHNIQUES = Table(
 
 @dataclass(frozen=True, kw_only=True)
 class Unit:
-    """What one rule can treat: a layer (quantization) or a dependency group (pruning).
+    """What one rule can treat.
 
-    name: dotted name of the layer, or of the group's first layer; members: all layers in it.
-    width: output channels or features. calls: how often one forward pass runs it.
-    block: the repeated block it stands in; peers: name of the first layer fed by the same tensor (q for k and v).
+        quantization   a layer, or linear layers fed by one tensor that servers fuse (q, k and v; gate and up)
+        pruning        what shrinks together: a dependency group, the heads of an attention, the blocks of a stack
+
+    name: dotted name of the first layer; members: all layers in it. structure: of pruning, what is removed.
+    width: how many there are: output channels, features, heads, blocks. inputs: channels or features that go in.
+    calls: how often one forward pass runs it. rows: rows of its matrix product for one example (positions for a
+    convolution, tokens for a linear layer). groups: of a convolution. block: the repeated block it stands in.
     """
 
     name: str
     members: tuple[str, ...]
-    kind: Literal["conv", "linear"]
+    kind: Literal["conv", "linear", "attention", "block"]
     width: int
     calls: int
     block: str
-    peers: str
+    structure: str = ""
+    inputs: int = 0
+    rows: int = 1
+    groups: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +73,16 @@ class Context:
     cache: dict[str, Any]  # lives as long as the worker: teacher logits, for one
 
 
-class Technique(Protocol):
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """Where an effect shall run. batch: examples a call, None where policies still choose."""
+
+    device: str
+    engine: str
+    batch: int | None = None
+
+
+class Technique(ABC):
     """One section of a policy; an instance is one rule of it, or the whole section where `ordered` is False."""
 
     ordered: ClassVar[bool]
@@ -71,26 +90,32 @@ class Technique(Protocol):
     @classmethod
     def units(cls, model: "nn.Module", example: "Inputs") -> tuple[Unit, ...]:
         """What of this model the technique can treat."""
-        ...
+        return ()
 
     @classmethod
+    @abstractmethod
     def effect(cls, settings: Sequence[Self], units: Sequence[Unit]) -> Any:
         """What the settings do to these units: JSON, canonical, ``None`` or empty where they do nothing.
 
         Raises:
             RefusedError: a target matches nothing treatable, or two rules conflict within one unit.
         """
-        ...
 
     @classmethod
-    def refusal(cls, effect: Any, units: Sequence[Unit], *, device: str, engine: str) -> str | None:
-        """Why the effect cannot really be applied on this device in this engine, or None."""
-        ...
+    def refusal(cls, effect: Any, units: Sequence[Unit], target: Target) -> str | None:
+        """Why the effect cannot really be applied there, or None."""
+        return None
 
     @classmethod
     def apply(cls, effect: Any, model: "nn.Module", context: Context) -> "nn.Module":
-        """Return the changed model; `model` itself may be changed and is not used afterwards."""
-        ...
+        """Return the changed model, which can still be trained; `model` itself may be changed and is not used
+        afterwards."""
+        return model
+
+    @classmethod
+    def lower(cls, effect: Any, model: "nn.Module", context: Context) -> "nn.Module":
+        """Return the trained model in the kernels that it ships with."""
+        return model
 
 
 def matches(pattern: str, unit: Unit) -> bool:
@@ -106,20 +131,24 @@ class Rule(Protocol):
 
 
 def assign(rules: Sequence[Any], units: Sequence[Unit], technique: str) -> Iterator[tuple[Unit, Any]]:
-    """Yield (unit, rule) by first match; units that no rule names are left out.
+    """Yield (unit, rule) by first match among the rules of the unit's structure; units that no rule names are left
+    out.
 
     Raises:
         RefusedError: a target matches no treatable unit (those there are named), or the members of one unit fall
             under rules that say different things.
     """
     for rule in rules:
-        if not any(matches(rule.target, unit) for unit in units):
+        reached = [unit for unit in units if unit.structure == _structure(rule)]
+        if not any(matches(rule.target, unit) for unit in reached):
             raise RefusedError(
-                f"{technique}: target {rule.target!r} matches nothing that {technique} can treat in this model. "
-                f"Treatable: {', '.join(unit.name for unit in units) or 'nothing'}."
+                f"{technique}: target {rule.target!r} matches nothing that {technique} can treat in this model"
+                f"{f' as {_structure(rule)!r}' if _structure(rule) else ''}. "
+                f"Treatable: {', '.join(unit.name for unit in reached) or 'nothing'}."
             )
     for unit in units:
-        found = {member: _first(rules, member) for member in unit.members}
+        reaching = [rule for rule in rules if _structure(rule) == unit.structure]
+        found = {member: _first(reaching, member) for member in unit.members}
         chosen = [rule for rule in found.values() if rule is not None]
         if not chosen:
             continue
@@ -131,6 +160,10 @@ def assign(rules: Sequence[Any], units: Sequence[Unit], technique: str) -> Itera
                 f"conflict: {told}. Target the whole group, or only {unit.name!r}."
             )
         yield unit, chosen[0]
+
+
+def _structure(rule: Any) -> str:
+    return str(getattr(rule, "structure", ""))
 
 
 def _first(rules: Iterable[Any], member: str) -> Any | None:

@@ -5,16 +5,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from autogreen.errors import ConfigError
-from autogreen.techniques import Context, Unit
+from autogreen.techniques import Context, Technique, Unit
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from autogreen.tasks import Inputs
-
 
 @dataclass(frozen=True, kw_only=True)
-class Distillation:
+class Distillation(Technique):
     """Train the compressed model for `epochs` passes over the training split on
 
         alpha * T^2 * KL(softmax(teacher / T) || softmax(student / T)) + (1 - alpha) * task loss
@@ -43,10 +41,6 @@ class Distillation:
                 raise ConfigError(f"{name} must be above 0, not {getattr(self, name)!r}")
 
     @classmethod
-    def units(cls, model: "nn.Module", example: "Inputs") -> tuple[Unit, ...]:
-        return ()
-
-    @classmethod
     def effect(cls, settings: Sequence["Distillation"], units: Sequence[Unit]) -> dict[str, Any] | None:
         if not settings or settings[0].epochs == 0:
             return None
@@ -59,10 +53,6 @@ class Distillation:
         if setting.alpha > 0:  # without a soft part its temperature does nothing
             effect["temperature"] = setting.temperature
         return effect
-
-    @classmethod
-    def refusal(cls, effect: dict[str, Any] | None, units: Sequence[Unit], *, device: str, engine: str) -> str | None:
-        return None
 
     @classmethod
     def apply(cls, effect: dict[str, Any] | None, model: "nn.Module", context: Context) -> "nn.Module":

@@ -2,21 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from autogreen.errors import ConfigError
-from autogreen.techniques import Context, Unit
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from autogreen.tasks import Inputs
+from autogreen.techniques import Target, Technique, Unit
 
 
 @dataclass(frozen=True, kw_only=True)
-class Parallelism:
+class Parallelism(Technique):
     """threads: operating-system threads within one operation (torch.set_num_threads), 1 or more.
     batch: items a call; only where the workload leaves it free, otherwise the workload's own.
+
+    Both are settings of the runtime: they stand in the recipe of the artifact, and the model stays as it is.
 
     Source: https://docs.pytorch.org/docs/stable/notes/cpu_threading_torchscript_inference.html (intra-op threads).
     """
@@ -33,24 +30,16 @@ class Parallelism:
             raise ConfigError(f"batch must be 1 or more, not {self.batch!r}")
 
     @classmethod
-    def units(cls, model: "nn.Module", example: "Inputs") -> tuple[Unit, ...]:
-        return ()
-
-    @classmethod
     def effect(cls, settings: Sequence["Parallelism"], units: Sequence[Unit]) -> dict[str, Any]:
         setting = settings[0] if settings else cls()
         effect = {"threads": setting.threads}
         return effect if setting.batch is None else {**effect, "batch": setting.batch}
 
     @classmethod
-    def refusal(cls, effect: dict[str, Any], units: Sequence[Unit], *, device: str, engine: str) -> str | None:
+    def refusal(cls, effect: dict[str, Any], units: Sequence[Unit], target: Target) -> str | None:
         import os
 
         cores = os.cpu_count() or 1
         if effect["threads"] > cores:
             return f"threads: {effect['threads']} on a machine with {cores} cores"
         return None
-
-    @classmethod
-    def apply(cls, effect: dict[str, Any], model: "nn.Module", context: Context) -> "nn.Module":
-        return model  # threads and batch are settings of the runtime: they stand in the recipe of the artifact

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from autogreen.errors import ConfigError, RefusedError
-from autogreen.techniques import Context, Unit, assign
+from autogreen.techniques import Context, Technique, Unit, assign
 
 if TYPE_CHECKING:
     from torch import nn
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pruning:
+class Pruning(Technique):
     """Remove whole output channels (features of a linear layer) of a dependency group: what a residual connection
     adds together shrinks together.
 
@@ -51,32 +51,31 @@ class Pruning:
     def units(cls, model: "nn.Module", example: "Inputs") -> tuple[Unit, ...]:
         from torch import nn
 
-        from autogreen.techniques.trace import block_of, executed_layers, signature
+        from autogreen.techniques.trace import block_of, layers, signature
 
-        calls = executed_layers(model, example)
+        traced = layers(model, example)
         graph = _graph(model, example)
         names = {module: name for name, module in model.named_modules()}
         before = signature(model, example)
         units: list[Unit] = []
         seen: set[str] = set()
         for name, module in model.named_modules():
-            if name not in calls or name in seen or not isinstance(module, nn.Conv2d | nn.Linear):
+            if name not in traced or name in seen or not isinstance(module, nn.Conv2d | nn.Linear):
                 continue
             if module not in graph.module2node:  # it runs, but no output depends on it
                 continue
             members = _members(graph, module, names)
             seen.update(members)
             if _shapes_survive(model, name, example, before):
-                width = module.out_channels if isinstance(module, nn.Conv2d) else module.out_features
                 units.append(
                     Unit(
                         name=name,
                         members=tuple(member for member in names.values() if member in members),
                         kind="conv" if isinstance(module, nn.Conv2d) else "linear",
-                        width=width,
-                        calls=calls[name],
+                        width=traced[name].width,
+                        calls=traced[name].calls,
                         block=block_of(name),
-                        peers=name,
+                        structure="channel",
                     )
                 )
         return tuple(units)
@@ -88,10 +87,6 @@ class Pruning:
             if (width := rule.width(unit)) < unit.width:
                 widths[unit.name] = {"width": width, "of": unit.width, "importance": rule.importance}
         return widths
-
-    @classmethod
-    def refusal(cls, effect: dict[str, Any], units: Sequence[Unit], *, device: str, engine: str) -> str | None:
-        return None  # a narrower dense layer runs wherever the wide one does
 
     @classmethod
     def apply(cls, effect: dict[str, Any], model: "nn.Module", context: Context) -> "nn.Module":

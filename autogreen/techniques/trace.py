@@ -1,12 +1,14 @@
 """What one forward pass tells: which layers run, how often, and which are fed by the same tensor (q, k and v)."""
 
+from collections import Counter
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from autogreen.tasks import Inputs, plain
+from autogreen.tasks import Inputs, plain, rows
 
 
 def signature(model: nn.Module, example: Inputs) -> Any:
@@ -16,42 +18,56 @@ def signature(model: nn.Module, example: Inputs) -> Any:
         return [(tuple(leaf.shape), leaf.dtype) for leaf in tensors(model(*args, **kwargs))]
 
 
-def executed_layers(model: nn.Module, example: Inputs) -> dict[str, int]:
-    """Calls a forward pass of every convolution and linear layer that runs."""
-    return {name: calls for name, (calls, _) in _trace(model, example).items()}
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """A convolution or linear layer that runs. calls: in one forward pass. rows: of its matrix product for one example.
+    first_fed: the first layer that reads the same tensor (itself where it reads alone)."""
+
+    module: nn.Conv2d | nn.Linear
+    calls: int
+    rows: int
+    first_fed: str
+
+    @property
+    def width(self) -> int:
+        """Output channels or features."""
+        return self.module.out_channels if isinstance(self.module, nn.Conv2d) else self.module.out_features
+
+    @property
+    def inputs(self) -> int:
+        """Input channels or features."""
+        return self.module.in_channels if isinstance(self.module, nn.Conv2d) else self.module.in_features
 
 
-def fed_together(model: nn.Module, example: Inputs) -> dict[str, str]:
-    """For every layer the first layer that reads the same tensor (itself where it reads alone)."""
-    first: dict[Any, str] = {}
-    return {name: first.setdefault(fed_by, name) for name, (_, fed_by) in _trace(model, example).items()}
-
-
-def block_of(name: str) -> str:
-    """The repeated block a layer stands in: its name up to the last number, otherwise its parent."""
-    parts = name.split(".")
-    numbered = [index for index, part in enumerate(parts[:-1]) if part.isdigit()]
-    return ".".join(parts[: numbered[-1] + 1] if numbered else parts[:-1]) or name
-
-
-def _trace(model: nn.Module, example: Inputs) -> dict[str, tuple[int, Any]]:
-    found: dict[str, tuple[int, Any]] = {}
+def layers(model: nn.Module, example: Inputs) -> dict[str, Layer]:
+    """By name, in the order of the module tree, every convolution and linear layer that runs in a forward pass."""
+    examples = rows(example)
+    calls: Counter[str] = Counter()
+    fed_by: dict[str, Any] = {}
+    products: dict[str, int] = {}
     inputs: list[Any] = []  # kept alive, so that no two tensors share an address
 
-    def record(name: str) -> Any:
+    def before(name: str) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             source = args[0] if args else kwargs["input"]
             inputs.append(source)
-            calls, fed_by = found.get(name, (0, id(source)))
-            found[name] = (calls + 1, fed_by)
+            calls[name] += 1
+            fed_by.setdefault(name, id(source))
 
         return hook
 
-    handles = [
-        module.register_forward_pre_hook(record(name), with_kwargs=True)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Conv2d | nn.Linear)
-    ]
+    def after(name: str) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+            channels = 1 if isinstance(module, nn.Conv2d) else -1
+            products[name] = max(1, output.numel() // output.shape[channels] // examples)
+
+        return hook
+
+    found = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    handles = []
+    for name, module in found:
+        handles.append(module.register_forward_pre_hook(before(name), with_kwargs=True))
+        handles.append(module.register_forward_hook(after(name)))
     try:
         args, kwargs = example
         with torch.no_grad():
@@ -59,7 +75,21 @@ def _trace(model: nn.Module, example: Inputs) -> dict[str, tuple[int, Any]]:
     finally:
         for handle in handles:
             handle.remove()
-    return found
+    first: dict[Any, str] = {}
+    for name in fed_by:  # in the order in which they ran
+        first.setdefault(fed_by[name], name)
+    return {
+        name: Layer(module=module, calls=calls[name], rows=products[name], first_fed=first[fed_by[name]])
+        for name, module in found
+        if name in calls
+    }
+
+
+def block_of(name: str) -> str:
+    """The repeated block a layer stands in: its name up to the last number, otherwise its parent."""
+    parts = name.split(".")
+    numbered = [index for index, part in enumerate(parts[:-1]) if part.isdigit()]
+    return ".".join(parts[: numbered[-1] + 1] if numbered else parts[:-1]) or name
 
 
 def tensors(outputs: Any) -> list[Any]:
