@@ -1,7 +1,7 @@
 """Search space: a policy with holes.
 
     {choice: [a, b]}                      one of several; numbers are ordered by size
-    {ordered: [none, bf16, w8a8]}         one of several that have an order (fewer and fewer bits)
+    {ordered: [none, w8a8, w4a16]}        one of several that have an order (fewer and fewer bits)
     {float: {low, high, step, log}}       Optuna's FloatDistribution
     {int: {low, high, step, log}}         Optuna's IntDistribution
 
@@ -150,7 +150,7 @@ class SearchSpace:
                     continue
                 shared = {key: value for key, value in rule.items() if key not in ("each", "by")}
                 for unit in fresh:
-                    name = _shared_name(unit, rule.get("by"))
+                    name = _shared_name(section, unit, rule.get("by"))
                     if named.setdefault(name, n) != n:  # two rules share within one block, each for itself
                         name = f"{pattern} in {name}"
                     expanded += [{"target": glob.escape(member), "name": name, **shared} for member in unit.members]
@@ -290,10 +290,11 @@ def _hole_name(section: str, rule: Mapping[str, Any], field: str) -> str:
     return f"{section}[{owner}].{field}" if owner else f"{section}.{field}"
 
 
-def _shared_name(unit: Unit, by: str | None) -> str:
-    """What a hole is called, and so shared by: its unit or its block, with the structure where there are several."""
+def _shared_name(section: str, unit: Unit, by: str | None) -> str:
+    """What a hole is called, and so shared by: its unit or its block; with the structure if that is unusual."""
     owner = f"block {unit.block}" if by == "block" else unit.name
-    return f"{unit.structure} {owner}" if unit.structure else owner
+    usual = getattr(section_class(section), "structure", "")
+    return owner if unit.structure == usual else f"{unit.structure} {owner}"
 
 
 def _rule(section: str, data: Any, where: str) -> Mapping[str, Any]:

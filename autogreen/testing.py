@@ -165,7 +165,7 @@ def scripted_evaluation(
         boundary="scripted",
         windows=(Window(reading=reading, calls=1, duration_s=0.5, used=True),),
     )
-    parts = {"quantization": {name: "w8a8"} if name else {}, "runtime": {"engine": "inductor"}}
+    parts = {"quantization": {name: "w8a8_static"} if name else {}, "runtime": {"engine": "inductor"}}
     effect, measured = Effect.of(parts), status == "measured"
     return Evaluation(
         key=f"{effect.id}-baseline-s0",
@@ -200,8 +200,8 @@ def scripted_results(
         TrialResult(
             number=number,
             state="measured",
-            params={"width": round(1 - loss, 6), "scheme": "w8a8"},
-            policy={"quantization": [{"target": f"layer{number}", "scheme": "w8a8"}]},
+            params={"width": round(1 - loss, 6), "scheme": "w8a8_static"},
+            policy={"quantization": [{"target": f"layer{number}", "scheme": "w8a8_static"}]},
             evaluation=scripted_evaluation(loss, ratio, name=f"layer{number}", noise=noise, tier=tier),
             feasible=True,
         )

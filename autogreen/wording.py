@@ -37,7 +37,7 @@ def plain_spread(interval: Interval, places: int = 4) -> str:
 
 
 def words(effect: Mapping[str, Any]) -> str:
-    """What a policy's effect does: ``−38 % channels ×5, distilled 3 epochs, w8a8 ×9, 1 thread, inductor``.
+    """What a policy's effect does: ``−38 % channels ×5, distilled 3 epochs, w8a8_static ×9, 1 thread, inductor``.
 
     The share of channels is of the groups that were pruned; × counts groups and layers. A section that is not known
     here (a plug-in's) is named.

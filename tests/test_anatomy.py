@@ -108,9 +108,9 @@ def test_a_layer_that_does_not_run_is_not_treatable() -> None:
     assert "spare" not in layers(anatomy) and "spare" not in groups(anatomy)
 
 
-def test_layers_fed_by_one_tensor_are_peers() -> None:
+def test_linear_layers_fed_by_one_tensor_are_one_unit() -> None:
     units = found(Attention(), rows()).units["quantization"]
-    assert {unit.name: unit.peers for unit in units} == {"q": "q", "k": "q", "v": "q", "o": "o", "head": "head"}
+    assert [unit.members for unit in units] == [("q", "k", "v"), ("o",), ("head",)]
 
 
 def test_dicts_and_dataclasses_in_and_out() -> None:

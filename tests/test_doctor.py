@@ -78,7 +78,7 @@ def test_the_page_and_its_json() -> None:
     assert told["idle"]["tier"] in ("measured", "integrated", "estimated") and told["idle"]["power_w"] > 0
     assert {finding["name"] for finding in told["disturbances"]} >= {"foreign load", "load", "frequency governor"}
     shown = page(found)
-    for part in ("device cpu", "meter estimate", "idle power now", "unit costs", "foreign load", "scheme w8a8"):
+    for part in ("device cpu", "meter estimate", "idle power now", "unit costs", "foreign load", "scheme w8a8_static"):
         assert part in shown
 
 

@@ -202,7 +202,7 @@ def test_a_crafted_archive_is_refused_before_it_is_loaded(
     monkeypatch.setattr(torch.export, "load", lambda *args, **kwargs: pytest.fail("it was loaded"))
     for engine in ENGINES:
         with pytest.raises(BundleError):
-            ENGINES[engine].load(tmp_path, "cpu")
+            ENGINES[engine].load(tmp_path, Recipe(engine=engine, batch=BATCH, threads=1, device="cpu"))
 
 
 @pytest.mark.parametrize("content", [b"", b"not an archive", b"PK\x05\x06" + bytes(10)])

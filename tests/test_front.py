@@ -322,7 +322,7 @@ def test_json_is_the_promised_object() -> None:
     assert data["front"][0]["test"] == {"quality": 0.9, "quality_loss": {"mean": 0.001, "low": 0.0, "high": 0.002}}
     assert data["front"][0]["energy_per_item_j"]["tier"] == "estimated"
     assert data["front"][0]["energy_per_item_j"]["mean"] == pytest.approx(0.15e-3)
-    assert data["front"][0]["policy"] == {"quantization": [{"target": "layer3", "scheme": "w8a8"}]}
+    assert data["front"][0]["policy"] == {"quantization": [{"target": "layer3", "scheme": "w8a8_static"}]}
     assert data["front"][0]["kernels"] == [{"name": "qlinear", "precision": "int8", "calls": 1}]
     assert data["search"] == {
         "trials": 4,
@@ -359,7 +359,7 @@ def test_table_says_tier_range_and_steps() -> None:
     assert "estimated" in text and "150 µJ (147–153)" in text
     assert "73.5 µJ to 459 µJ" in text  # half to three times: the scripted meter's own range
     assert text.count("●") == 4 + 1 and "○" in text
-    assert "baseline" in text and "plain use" in text and "scratch" in text and "w8a8 ×1, inductor" in text
+    assert "baseline" in text and "plain use" in text and "scratch" in text and "w8a8_static ×1, inductor" in text
     assert "900 J = 250 mWh (estimated): paid back after 1,058,824 samples. Energy of: scripted." in " ".join(
         text.split()
     )
@@ -393,13 +393,19 @@ def test_wording() -> None:
     effect = {
         "pruning": {"a": {"width": 16, "of": 32, "importance": "magnitude"}, "b": {"width": 64, "of": 64}},
         "distillation": {"epochs": 3, "alpha": 0.5},
-        "quantization": {"a": "w8a8", "b": "bf16", "c": "w8a8"},
+        "quantization": {"a": "w8a8_static", "b": "bf16", "c": "w8a8_static"},
         "parallelism": {"threads": 1, "batch": 64},
         "runtime": {"engine": "inductor"},
         "sparsity": {"kind": "2:4"},
     }
     said = words(effect)
-    for part in ("−17 % channels ×2", "distilled 3 epochs", "bf16 ×1, w8a8 ×2", "1 thread, batch 64", "sparsity"):
+    for part in (
+        "−17 % channels ×2",
+        "distilled 3 epochs",
+        "bf16 ×1, w8a8_static ×2",
+        "1 thread, batch 64",
+        "sparsity",
+    ):
         assert part in said
     assert words({"parallelism": {"threads": 2}, "runtime": {"engine": "eager"}}) == "uncompressed, 2 threads, eager"
 

@@ -67,10 +67,10 @@ def test_no_import_circles():
 def test_the_spine_imports_faces_never_members():
     allowed = {  # parts of a family that are no plug-ins, or the one plug-in that is the subject
         # which data types a device really multiplies is asked once, for schemes and for the floor alike
-        "autogreen.floor": {"techniques.quantization"},
+        "autogreen.floor": {"techniques.quantization.schemes"},
         "autogreen.anatomy": {"techniques.trace"},
-        "autogreen.evaluate": {"techniques.quantization", "tasks.trees", "engines.profile"},
-        "autogreen.doctor": {"techniques.quantization"},
+        "autogreen.evaluate": {"techniques.quantization.schemes", "tasks.trees", "engines.profile"},
+        "autogreen.doctor": {"techniques.quantization.schemes"},
         "autogreen.surroundings": {"meters.processor"},
         "autogreen.api": {"tasks.given"},
         "autogreen.store": {"tasks.trees"},

@@ -54,7 +54,12 @@ def test_the_page_stands_alone_and_says_what_it_shows() -> None:
     assert "width=device-width" in text and '"responsive": true' in text
     assert "scripted: toy" in text and "energy estimated (scripted)" in text and "Scripted CPU" in text
     assert text.count('"error_x":{"array') == text.count('"error_y":{"array') == 6
-    assert "w8a8" in text and "of the baseline" in text and "qlinear (int8)" in text and "cannot be told from" in text
+    assert (
+        "w8a8_static" in text
+        and "of the baseline" in text
+        and "qlinear (int8)" in text
+        and "cannot be told from" in text
+    )
 
 
 def test_a_mark_tells_range_ties_and_test_figures() -> None:

@@ -13,9 +13,9 @@ from autogreen.space import SearchSpace
 from autogreen.techniques import Unit, matches
 
 
-def unit(name: str, *others: str, width: int = 32, kind: Any = "conv", block: str = "", peers: str = "") -> Unit:
+def unit(name: str, *others: str, width: int = 32, kind: Any = "conv", block: str = "", structure: str = "") -> Unit:
     return Unit(
-        name=name, members=(name, *others), kind=kind, width=width, calls=1, block=block or name, peers=peers or name
+        name=name, members=(name, *others), kind=kind, width=width, calls=1, block=block or name, structure=structure
     )
 
 
@@ -25,9 +25,9 @@ ANATOMY = Anatomy(
     parameters=1000,
     units={
         "pruning": (
-            unit("stem.0", "blocks.0.conv2", "blocks.1.conv2", block="stem"),
-            unit("blocks.0.conv1", block="blocks.0"),
-            unit("blocks.1.conv1", block="blocks.1"),
+            unit("stem.0", "blocks.0.conv2", "blocks.1.conv2", block="stem", structure="channel"),
+            unit("blocks.0.conv1", block="blocks.0", structure="channel"),
+            unit("blocks.1.conv1", block="blocks.1", structure="channel"),
         ),
         "quantization": (
             unit("stem.0", block="stem"),
@@ -57,7 +57,7 @@ def test_the_first_match_wins() -> None:
         quantization=[
             {"target": "head", "scheme": "none"},
             {"target": "blocks.0.*", "scheme": "bf16"},
-            {"target": "*conv*", "scheme": "w8a8"},
+            {"target": "*conv*", "scheme": "w8a8_static"},
             {"target": "*", "scheme": "bf16"},
         ]
     )
@@ -65,14 +65,16 @@ def test_the_first_match_wins() -> None:
         "stem.0": "bf16",
         "blocks.0.conv1": "bf16",
         "blocks.0.conv2": "bf16",
-        "blocks.1.conv1": "w8a8",
-        "blocks.1.conv2": "w8a8",
+        "blocks.1.conv1": "w8a8_static",
+        "blocks.1.conv2": "w8a8_static",
     }
 
 
 def test_layers_that_no_rule_names_are_left_alone() -> None:
-    found = parts(quantization=[{"target": "head", "scheme": "w8a8"}], pruning=[{"target": "stem.0", "ratio": 0.5}])
-    assert found["quantization"] == {"head": "w8a8"}
+    found = parts(
+        quantization=[{"target": "head", "scheme": "w8a8_static"}], pruning=[{"target": "stem.0", "ratio": 0.5}]
+    )
+    assert found["quantization"] == {"head": "w8a8_static"}
     assert found["pruning"] == {"stem.0": {"width": 16, "of": 32, "importance": "magnitude"}}
 
 
@@ -99,7 +101,7 @@ def test_a_target_that_matches_nothing_names_the_treatable() -> None:
     with pytest.raises(
         RefusedError, match=r"'layer9' matches nothing that quantization can treat.*Treatable: stem\.0, "
     ):
-        policy(quantization=[{"target": "layer9", "scheme": "w8a8"}]).effect(ANATOMY)
+        policy(quantization=[{"target": "layer9", "scheme": "w8a8_static"}]).effect(ANATOMY)
     with pytest.raises(RefusedError, match="Treatable: nothing"):
         policy(pruning=[{"target": "*"}]).effect(Anatomy(model="Bare", parameters=1, units={}))
 
@@ -127,12 +129,12 @@ def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
             {"pruning": [{"target": "blocks.1.conv2", "ratio": 0.5, "round_to": 16}]},
         ),
         (
-            {"quantization": [{"target": "head", "scheme": "w8a8"}], "parallelism": {"threads": 2}},
-            {"parallelism": {"threads": 2}, "quantization": [{"target": "hea?", "scheme": "w8a8"}]},
+            {"quantization": [{"target": "head", "scheme": "w8a8_static"}], "parallelism": {"threads": 2}},
+            {"parallelism": {"threads": 2}, "quantization": [{"target": "hea?", "scheme": "w8a8_static"}]},
         ),
         (
-            {"quantization": [{"target": "head", "scheme": "w8a8"}, {"target": "stem.0", "scheme": "bf16"}]},
-            {"quantization": [{"target": "stem.0", "scheme": "bf16"}, {"target": "head", "scheme": "w8a8"}]},
+            {"quantization": [{"target": "head", "scheme": "w8a8_static"}, {"target": "stem.0", "scheme": "bf16"}]},
+            {"quantization": [{"target": "stem.0", "scheme": "bf16"}, {"target": "head", "scheme": "w8a8_static"}]},
         ),
     ],
 )
@@ -151,7 +153,7 @@ def test_texts_of_one_effect_are_one_policy(one: dict[str, Any], other: dict[str
         ({"distillation": {"epochs": 1}}, {"distillation": {"epochs": 2}}),
         ({"pruning": [{"target": "*", "ratio": 0.5}]}, {"pruning": [{"target": "*", "ratio": 0.75}]}),
         (
-            {"quantization": [{"target": "head", "scheme": "w8a8"}]},
+            {"quantization": [{"target": "head", "scheme": "w8a8_static"}]},
             {"quantization": [{"target": "head", "scheme": "bf16"}]},
         ),
     ],
@@ -164,7 +166,7 @@ def test_the_order_of_sections_in_the_text_means_nothing() -> None:
     sections = {
         "pruning": [{"target": "*", "ratio": 0.5}],
         "distillation": {"epochs": 2},
-        "quantization": [{"target": "*", "scheme": "w8a8"}],
+        "quantization": [{"target": "*", "scheme": "w8a8_static"}],
         "parallelism": {"threads": 2},
         "runtime": {"engine": "inductor"},
     }
@@ -174,20 +176,20 @@ def test_the_order_of_sections_in_the_text_means_nothing() -> None:
 
 
 def test_an_effect_is_its_text_and_gives_fresh_copies() -> None:
-    effect = policy(quantization=[{"target": "head", "scheme": "w8a8"}]).effect(ANATOMY)
+    effect = policy(quantization=[{"target": "head", "scheme": "w8a8_static"}]).effect(ANATOMY)
     effect.parts["quantization"]["head"] = "none"
-    assert effect.parts["quantization"] == {"head": "w8a8"}
+    assert effect.parts["quantization"] == {"head": "w8a8_static"}
     assert Effect.of(effect.parts) == effect and len(effect.id) == 12 and int(effect.id, 16) >= 0
     assert effect.engine == "eager"
 
 
 def test_the_refusal_names_section_and_layer() -> None:
-    effect = policy(quantization=[{"target": "head", "scheme": "w8a8"}]).effect(ANATOMY)
-    assert (reason := effect.refusal(ANATOMY, "cpu")) is not None
-    assert reason.startswith("quantization: scheme 'w8a8' for head: ")
-    many = policy(parallelism={"threads": 4096}).effect(ANATOMY).refusal(ANATOMY, "cpu")
+    effect = policy(quantization=[{"target": "head", "scheme": "w8a8_static"}]).effect(ANATOMY)
+    assert (reason := effect.refusal(ANATOMY, "cpu", 64)) is not None
+    assert reason.startswith("quantization: scheme 'w8a8_static' for head: ")
+    many = policy(parallelism={"threads": 4096}).effect(ANATOMY).refusal(ANATOMY, "cpu", 64)
     assert many is not None and "4096 on a machine with" in many
-    assert policy().effect(ANATOMY).refusal(ANATOMY, "cpu") is None
+    assert policy().effect(ANATOMY).refusal(ANATOMY, "cpu", 64) is None
 
 
 def test_values_are_frozen() -> None:
@@ -219,7 +221,7 @@ def random_sections(rng: random.Random) -> dict[str, Any]:
         }
     if rng.random() < 0.7:
         sections["quantization"] = [
-            {"target": target, "scheme": rng.choice(["none", "bf16", "w8a8"])}
+            {"target": target, "scheme": rng.choice(["none", "bf16", "w8a8_static"])}
             for target in rng.sample(names, rng.randint(0, 4))
         ]
     if rng.random() < 0.7:

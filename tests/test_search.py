@@ -337,7 +337,7 @@ def test_a_disk_that_really_fills_up_and_is_cleared(tmp_path, tiny_disk):
 
 
 def test_a_space_whose_every_policy_is_refused(tmp_path):
-    space = {"quantization": [{"each": "*", "scheme": {"choice": ["w8a8"]}}], "runtime": {"engine": "eager"}}
+    space = {"quantization": [{"each": "*", "scheme": {"choice": ["w8a8_static"]}}], "runtime": {"engine": "eager"}}
     with pytest.raises(RefusedError, match=r"every option.*refused|cannot be done"):
         run(tmp_path / "toy", space=space)
 

@@ -51,9 +51,9 @@ RATIO = "pruning[stem.0].ratio"
         ({"pruning": [{"each": ["a"]}]}, r"pruning\.0\.each must be a glob"),
         ({"pruning": [{"target": {"choice": ["a", "b"]}}]}, r"pruning\.0\.target must be a glob"),
         ({"pruning": [{"each": {"choice": ["a", "b"]}}]}, r"pruning\.0\.each must be a glob"),
-        ({"pruning": [{"target": "*", "by": "block"}]}, "must be `block` or `group`, beside `each`"),
-        ({"pruning": [{"each": "*", "by": "layer"}]}, "must be `block` or `group`"),
-        ({"pruning": [{"each": "*", "by": {"choice": ["block"]}}]}, "must be `block` or `group`"),
+        ({"pruning": [{"target": "*", "by": "block"}]}, "must be `block`, beside `each`"),
+        ({"pruning": [{"each": "*", "by": "layer"}]}, "must be `block`"),
+        ({"pruning": [{"each": "*", "by": {"choice": ["block"]}}]}, "must be `block`"),
         ({"pruning": [{"target": "*"}, {"target": "*", "ratio": 0.5}]}, r"pruning\.1 can never apply: rule 0"),
         ({"pruning": [{"target": "*", "ration": 0.5}]}, r"unknown key 'ration'\. Did you mean 'ratio'"),
         ({"pruning": [{"target": "*", "ratio": 1.0}]}, r"pruning\.0: ratio must be in \[0, 1\), not 1\.0"),
@@ -65,7 +65,7 @@ RATIO = "pruning[stem.0].ratio"
         ({"pruning": [{"target": "*", "round_to": 8.0}]}, r"pruning\.0\.round_to"),
         ({"pruning": [{"target": "*", "structure": "weird"}]}, "structure.*'channel'"),
         ({"pruning": [{"target": "*", "importance": "magic"}]}, "importance.*'magnitude'"),
-        ({"quantization": [{"target": "*", "scheme": "int3"}]}, "scheme.*'none', 'bf16' or 'w8a8'.*'int3'"),
+        ({"quantization": [{"target": "*", "scheme": "int3"}]}, "unknown scheme 'int3'.*none, fp16, bf16"),
         ({"distillation": {"alpha": 1.5}}, r"alpha must be in \[0, 1\], not 1\.5"),
         ({"distillation": {"temperature": 0}}, "temperature must be above 0"),
         ({"distillation": {"temperature": float("inf")}}, "temperature must be above 0"),
@@ -152,7 +152,7 @@ def distributions(found: SearchSpace) -> dict[str, Any]:
 def test_ordered_options_reach_optuna_as_ordinals() -> None:
     found = space(
         pruning=[{"target": "stem.0", "ratio": {"choice": [0.5, 0.0, 0.25]}, "round_to": {"choice": [8, 1, 4]}}],
-        quantization=[{"target": "head", "scheme": {"ordered": ["none", "bf16", "w8a8"]}}],
+        quantization=[{"target": "head", "scheme": {"ordered": ["none", "bf16", "w8a8_static"]}}],
         runtime={"engine": {"choice": ["eager", "inductor"]}},
     )
     whole = optuna.distributions.IntDistribution(0, 2)
@@ -174,7 +174,7 @@ def test_ordered_options_reach_optuna_as_ordinals() -> None:
     )
     assert filled.to_json()["pruning"][0]["ratio"] == 0.25  # numbers are sorted
     assert filled.to_json()["pruning"][0]["round_to"] == 1
-    assert filled.to_json()["quantization"][0]["scheme"] == "w8a8"
+    assert filled.to_json()["quantization"][0]["scheme"] == "w8a8_static"
     assert filled.to_json()["runtime"]["engine"] == "inductor"
 
 
@@ -275,7 +275,7 @@ def test_sections_without_a_level_stand_in_the_middle_and_unordered_holes_at_the
     found = space(
         pruning=[{"target": "stem.0", "ratio": {"choice": [0.0, 0.25, 0.5]}}],
         distillation={"epochs": {"int": {"low": 1, "high": 5}}},
-        quantization=[{"target": "head", "scheme": {"ordered": ["none", "bf16", "w8a8"]}}],
+        quantization=[{"target": "head", "scheme": {"ordered": ["none", "bf16", "w8a8_static"]}}],
         runtime={"engine": {"choice": ["inductor", "eager"]}},
     )
     assert found.uniform({"pruning": 1.0, "quantization": 0.0}) == {
@@ -288,7 +288,7 @@ def test_sections_without_a_level_stand_in_the_middle_and_unordered_holes_at_the
 
 # --- each -------------------------------------------------------------------------------------------------------------
 
-SCHEMES = {"ordered": ["none", "bf16", "w8a8"]}
+SCHEMES = {"ordered": ["none", "bf16", "w8a8_static"]}
 
 
 def names(found: SearchSpace) -> list[str]:
@@ -312,14 +312,27 @@ def test_each_by_block_shares_a_hole() -> None:
     assert names(found) == [f"quantization[block {block}].scheme" for block in blocks]
     levels = dict.fromkeys(names(found), 0) | {"quantization[block blocks.1].scheme": 2}
     effect = found.expand(ANATOMY).fill(trial(**levels)).effect(ANATOMY)
-    assert effect.parts["quantization"] == {"blocks.1.conv1": "w8a8", "blocks.1.conv2": "w8a8"}
+    assert effect.parts["quantization"] == {"blocks.1.conv1": "w8a8_static", "blocks.1.conv2": "w8a8_static"}
 
 
-def test_each_by_group_shares_a_hole_among_what_one_tensor_feeds() -> None:
-    units = tuple(unit(name, kind="linear", peers="q" if name in "qkv" else "o") for name in "qkvo")
+def test_layers_that_a_server_fuses_share_a_hole() -> None:
+    units = (unit("q", "k", "v", kind="linear"), unit("o", kind="linear"))
     attention = Anatomy(model="Attention", parameters=1, units={"quantization": units})
-    found = space(quantization=[{"each": "*", "by": "group", "scheme": SCHEMES}]).expand(attention)
-    assert list(found.holes()) == ["quantization[group q].scheme", "quantization[group o].scheme"]
+    found = space(quantization=[{"each": "*", "scheme": SCHEMES}]).expand(attention)
+    assert list(found.holes()) == ["quantization[q].scheme", "quantization[o].scheme"]
+    levels = {"quantization[q].scheme": 2, "quantization[o].scheme": 0}
+    effect = found.fill(trial(**levels)).effect(attention)
+    assert effect.parts["quantization"] == dict.fromkeys("qkv", "w8a8_static")
+
+
+def test_a_rule_reaches_units_of_its_structure_only() -> None:
+    heads, wide = unit("attention", structure="head"), unit("attention", "fc", structure="channel")
+    anatomy = Anatomy(model="Net", parameters=1, units={"pruning": (heads, wide)})
+    ratio = {"choice": [0.0, 0.5]}
+    found = space(pruning=[{"each": "*", "ratio": ratio}]).expand(anatomy)
+    assert list(found.holes()) == ["pruning[attention].ratio"]
+    with pytest.raises(ConfigError, match="cannot be left open"):
+        space(pruning=[{"each": "*", "structure": {"choice": ["channel"]}, "ratio": ratio}])
 
 
 def test_each_skips_what_an_earlier_rule_covers() -> None:
@@ -332,7 +345,7 @@ def test_each_skips_what_an_earlier_rule_covers() -> None:
 def test_two_rules_by_block_have_holes_of_their_own() -> None:
     found = space(
         quantization=[
-            {"each": "*conv1", "by": "block", "scheme": {"ordered": ["none", "w8a8"]}},
+            {"each": "*conv1", "by": "block", "scheme": {"ordered": ["none", "w8a8_static"]}},
             {"each": "*conv2", "by": "block", "scheme": {"ordered": ["bf16", "none"]}},
         ]
     ).expand(ANATOMY)
@@ -354,7 +367,7 @@ def test_names_with_glob_signs_in_them_are_taken_literally() -> None:
     found = space(quantization=[{"each": "*", "scheme": SCHEMES}]).expand(odd)
     params = {"quantization[experts.a[0]].scheme": 2, "quantization[experts.a0].scheme": 1}
     assert found.fill(trial(**params)).effect(odd).parts["quantization"] == {
-        "experts.a[0]": "w8a8",
+        "experts.a[0]": "w8a8_static",
         "experts.a0": "bf16",
     }
 
@@ -386,7 +399,7 @@ def no_bf16(policy: Policy) -> str | None:
 def test_refused_options_are_taken_out_and_told() -> None:
     found = space(quantization=[{"each": "blocks.*", "scheme": SCHEMES}], parallelism={"threads": 1}).expand(ANATOMY)
     left, reasons = found.restrict(no_bf16)
-    assert {hole.options for hole in left.holes().values()} == {("none", "w8a8")}
+    assert {hole.options for hole in left.holes().values()} == {("none", "w8a8_static")}
     assert all(hole.ordered for hole in left.holes().values())
     assert reasons == {"scheme 'bf16': this processor has no bfloat16": list(found.holes())}
     assert left.restrict(no_bf16) == (left, {})

@@ -97,7 +97,7 @@ def test_a_study_is_mirrored_whole(folder: Path, capfd: pytest.CaptureFixture[st
     }  # fmt: skip
     trial, sweep = found["trial 1"], found["sweep"]
     assert trial.info.status == "FINISHED" and found["trial 3"].info.status == "FAILED"
-    assert trial.data.params == {"width": "0.996", "scheme": "w8a8"}
+    assert trial.data.params == {"width": "0.996", "scheme": "w8a8_static"}
     assert trial.data.tags["mlflow.parentRunId"] == sweep.info.run_id
     assert trial.data.tags["autogreen.study"] == "scripted" and trial.data.tags["autogreen.trial"] == "1"
     expected = {"state": "measured", "feasible": "true", "on_front": "true", "tier": "estimated"}
