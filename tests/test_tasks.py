@@ -9,8 +9,10 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import torch
+from checkpoints import bert, jsonl, texts
 from nets import Keywords, Mlp, Output, Wrapped, rows
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, TensorDataset
 
 from autogreen.errors import ConfigError, EvaluationError
@@ -42,12 +44,35 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache") / "not made yet"
 
 
+@pytest.fixture(autouse=True, scope="module")
+def cheap_texts(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A handful of Python files and steps; a checkpoint and texts made here."""
+    CHEAP["causal_lm"] = {
+        "sources": ("json",),
+        "phase": "prefill",
+        "vocab_size": 300,
+        "context": 32,
+        "sequences": 4,
+        "passes": 1,
+        "epoch_tokens": 2048,
+        "batch_size": 16,
+        "config": {"hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2, "head_dim": 16},
+    }
+    folder = tmp_path_factory.mktemp("texts")
+    CHEAP["huggingface"] = {
+        "model": bert(folder / "model"),
+        "dataset": jsonl(folder / "all.jsonl", texts(60)),
+        "max_length": 8,
+    }
+
+
 # --- every task -------------------------------------------------------------------------------------------------------
 
 
 def test_the_contract_of_a_task(task: Task, cache: Path) -> None:
     assert isinstance(task, Task) and task.item and task.outputs in ("logits", "values")
-    assert TASKS[next(name for name in TASKS if TASKS[name] is type(task))].__doc__
+    name = next(name for name in TASKS if TASKS[name] is type(task))
+    assert TASKS[name].__doc__
     model = task.build(cache)
     assert isinstance(model, nn.Module) and not model.training
     again = task.build(cache)
@@ -68,14 +93,15 @@ def test_the_contract_of_a_task(task: Task, cache: Path) -> None:
     assert scores.clusters is None or scores.clusters.shape == scores.values.shape
     assert np.array_equal(scores.values, task.score(model, "validation").values)
     assert all(isinstance(text, str) for text in task.fingerprint().values()) and task.fingerprint()
-    assert task.fingerprint() == type(task)(**CHEAP.get("digits", {})).fingerprint()
+    assert task.fingerprint() == type(task)(**CHEAP.get(name, {})).fingerprint()
 
 
 def test_no_example_stands_in_two_splits(task: Task) -> None:
     seen = {}
     split: Split
     for split in get_args(Split):
-        seen[split] = {digest(row) for batch in task.batches(split) for row in task.inputs(batch)[0][0]}
+        examples = (row for batch in task.batches(split) for row in zip(*tree_leaves(task.inputs(batch)), strict=True))
+        seen[split] = {digest(row) for row in examples}
     for one, other in combinations(seen, 2):
         assert not seen[one] & seen[other]  # type: ignore[index]
 

@@ -23,7 +23,14 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor, nn
 
-TASKS = Table("task", {"digits": "autogreen.tasks.digits:Digits"})
+TASKS = Table(
+    "task",
+    {
+        "causal_lm": "autogreen.tasks.causal_lm:CausalLM",
+        "digits": "autogreen.tasks.digits:Digits",
+        "huggingface": "autogreen.tasks.huggingface:HuggingFace",
+    },
+)
 
 Split = Literal["train", "calibration", "validation", "test"]
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]  # positional and keyword arguments of the model's forward
@@ -69,6 +76,10 @@ class Task(ABC):
         if isinstance(batch, Mapping):
             return (), {key: value for key, value in batch.items() if key != "labels"}
         return (batch[0] if isinstance(batch, tuple | list) else batch,), {}
+
+    def items(self, inputs: Inputs) -> int:
+        """How many items one call with these inputs is, by which its joules are divided. Default: its examples."""
+        return rows(inputs)
 
     def forward(self, model: Any, batch: Any) -> Any:
         """The model's outputs on a batch."""
