@@ -205,7 +205,7 @@ class Evaluator:
     def _measure(
         self, program: Program, example: Inputs, reference: str | None, meter: Meter, protocol: Protocol
     ) -> dict[str, Any]:
-        batch = program.recipe.batch
+        items = self.setup.task.items
         synchronize = hardware.synchronizer(self.setup.device)
 
         def call() -> None:
@@ -216,7 +216,12 @@ class Evaluator:
                 self._idle_w = rest_w(meter, self.setup.protocol, synchronize)
             if reference is None:
                 alone = measure(
-                    call, items=batch, meter=meter, protocol=protocol, synchronize=synchronize, idle_w=self._idle_w
+                    call,
+                    items=items(example),
+                    meter=meter,
+                    protocol=protocol,
+                    synchronize=synchronize,
+                    idle_w=self._idle_w,
                 )
                 return {"measurement": alone, "ratio": None}
             other = self._reference(reference)
@@ -224,8 +229,8 @@ class Evaluator:
             beside = measure_beside(
                 call,
                 lambda: other.run(*theirs),
-                items=batch,
-                reference_items=other.recipe.batch,
+                items=items(example),
+                reference_items=items(theirs),
                 meter=meter,
                 protocol=protocol,
                 synchronize=synchronize,
@@ -298,6 +303,7 @@ class Evaluator:
     def _example(self, batch: int) -> Inputs:
         """The first `batch` validation examples: real values, because power depends on them."""
         if batch not in (known := self._cache.setdefault("examples", {})):
+            self._start("baseline")  # where a task keeps its weights, it may keep its data
             held: list[Inputs] = []
             for found in self.setup.task.batches("validation"):
                 held.append(self.setup.task.inputs(found))
