@@ -29,6 +29,7 @@ TASKS = Table(
         "causal_lm": "autogreen.tasks.causal_lm:CausalLM",
         "digits": "autogreen.tasks.digits:Digits",
         "huggingface": "autogreen.tasks.huggingface:HuggingFace",
+        "retrieval": "autogreen.tasks.retrieval:Retrieval",
     },
 )
 
