@@ -1,6 +1,8 @@
 """What is done to a model before it is saved: prune -> distil -> lower, in that order whatever the file says."""
 
+import copy
 from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from autogreen.techniques import TECHNIQUES, Context
@@ -10,9 +12,36 @@ if TYPE_CHECKING:
 
 
 def compress(parts: Mapping[str, Any], model: "nn.Module", context: Context) -> "nn.Module":
-    """Apply the sections of an effect to a model that is then trained; return it in inference mode."""
+    """Prune and train a model, in as many rounds as the policy says; return it in inference mode.
+
+        round i of n:   score -> remove, up to i/n of what shall go -> fine-tune -> too much loss? the model before
+
+    What quantization asks of training (fake rounding) is in force while the weights that may stay are trained: in the
+    last round, and in every one where `stop_loss` may end the loop there; so the loss that decides counts rounding in.
+    """
+    pruning, distillation = TECHNIQUES["pruning"], TECHNIQUES["distillation"]
+    training = parts.get("distillation", {})
+    rounds, stop_loss = training.get("rounds", 1), training.get("stop_loss")
+    for number in range(1, rounds + 1):
+        before = model if stop_loss is None else copy.deepcopy(model)
+        if "pruning" in parts:
+            removal = parts["pruning"]
+            removal = removal if number == rounds else pruning.part(removal, number / rounds)
+            model = pruning.apply(removal, model, context)
+        if not training:
+            break
+        with ExitStack() as stack:
+            if number == rounds or stop_loss is not None:
+                for section, technique in TECHNIQUES.items():
+                    if section in parts:
+                        model = stack.enter_context(technique.aware(parts[section], model, context))
+            model = distillation.apply(distillation.of_round(training, number), model, context)
+            too_much = stop_loss is not None and distillation.excess_loss(model, context) > stop_loss
+        if too_much:
+            model = before
+            break
     for section, technique in TECHNIQUES.items():
-        if section in parts:
+        if section in parts and section not in ("pruning", "distillation"):
             model = technique.apply(parts[section], model, context)
     return model.eval()
 

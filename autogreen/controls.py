@@ -61,8 +61,9 @@ def controls_of(
     parts = baseline.effect.parts
     if distillation := space.sections.get("distillation"):
         settings = SearchSpace({"distillation": distillation}).at(0.5)
-        if tuned := settings.effect(anatomy).parts.get("distillation"):
-            plain = {key: value for key, value in tuned.items() if key != "temperature"}
+        tuned = settings.effect(anatomy).parts.get("distillation", {"epochs": 0})
+        if tuned["epochs"]:
+            plain = {key: value for key, value in tuned.items() if key not in ("temperature", "hidden", "student")}
             effect = Effect.of({**parts, "distillation": {**plain, "alpha": 0.0}})  # it cannot teach itself
             yield "fine-tuned, uncompressed", Request(effect=effect, reference=baseline.key)
     yield "half width from scratch", Request(effect=Effect.of(parts), start="scratch", reference=baseline.key)

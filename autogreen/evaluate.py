@@ -113,7 +113,8 @@ class Evaluator:
         reference = None if request.reference is None else quality.load(study, request.reference, "validation")
         with watch.phase("training"):
             self._all_cores()
-            start = copy.deepcopy(self._start(request.start)).to(self.setup.device)
+            student = parts.get("distillation", {}).get("student", 1.0)
+            start = copy.deepcopy(self._start(request.start, student)).to(self.setup.device)
             trained = compress(parts, start, self._context(example, request.seed, watch.check))
             schemes = parts.get("quantization", {})
             work = floor.count(trained, example, precisions(schemes, self.setup.device), narrowest_bytes(schemes))
@@ -264,17 +265,21 @@ class Evaluator:
 
     # -- what lives as long as the worker ------------------------------------------------------------------------
 
-    def _start(self, start: str) -> nn.Module:
-        if start == "scratch":
-            if "scratch" not in self._cache:
-                self._cache["scratch"] = self.setup.task.smaller(0.5, self.setup.cache)
-            smaller: nn.Module | None = self._cache["scratch"]
-            if smaller is None:
-                raise RefusedError("this task cannot tell what a smaller network is (Task.smaller returns None).")
-            return smaller
+    def _start(self, start: str, student: float = 1.0) -> nn.Module:
+        """What is compressed: the baseline, a student of that fraction of its width, or the control's half."""
+        if start == "scratch" or student < 1:
+            return self._smaller(0.5 if start == "scratch" else student)
         if self._baseline is None:
             self._baseline = self.setup.task.build(self.setup.cache).to(self.setup.device).eval()
         return self._baseline
+
+    def _smaller(self, fraction: float) -> nn.Module:
+        known: dict[float, nn.Module | None] = self._cache.setdefault("smaller", {})
+        if fraction not in known:
+            known[fraction] = self.setup.task.smaller(fraction, self.setup.cache)
+        if (smaller := known[fraction]) is None:
+            raise RefusedError("this task cannot tell what a smaller network is (Task.smaller returns None).")
+        return smaller
 
     def _context(self, example: Inputs, seed: int, check: Callable[[], None]) -> Context:
         return Context(

@@ -51,13 +51,15 @@ class Policy:
         """What the policy does to a model of this anatomy.
 
         Raises:
-            RefusedError: a target that matches nothing treatable, or conflicting rules.
+            RefusedError: a target that matches nothing treatable, conflicting rules, or sections that cannot go
+                together.
         """
         parts: dict[str, Any] = {}
         for section, technique in TECHNIQUES.items():
             units = anatomy.units.get(section, ())
             if part := technique.effect(self.settings.get(section, ()), units):
                 parts[section] = part
+        parts = {section: TECHNIQUES[section].settle(part, parts) for section, part in parts.items()}
         runtime = self.settings.get("runtime") or (Runtime(),)
         parts["runtime"] = runtime[0].effect()
         return Effect.of(parts)

@@ -61,7 +61,11 @@ def _section(section: str, part: Any) -> str:
         kept, before = sum(unit["width"] for unit in part.values()), sum(unit["of"] for unit in part.values())
         return f"−{100 * (1 - kept / before):.0f} % channels ×{len(part)}"
     if section == "distillation":
-        return f"distilled {_count(part['epochs'], 'epoch')}"
+        said = [f"student of {part['student']:g} the width"] if "student" in part else []
+        said += [f"distilled {_count(part['epochs'], 'epoch')}"] if part["epochs"] else []
+        said += [f"in {_count(part['rounds'], 'round')}"] if "rounds" in part else []
+        said += [f"as far as the loss stays within {part['stop_loss']:g}"] if "stop_loss" in part else []
+        return " ".join(said)
     if section == "quantization":
         schemes = sorted(part.values())
         return ", ".join(f"{scheme} ×{schemes.count(scheme)}" for scheme in dict.fromkeys(schemes))

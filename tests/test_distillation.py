@@ -14,7 +14,8 @@ from autogreen.errors import ConfigError, EvaluationError
 from autogreen.tasks import digest
 from autogreen.tasks.given import Given
 from autogreen.techniques import Context
-from autogreen.techniques.distillation import Distillation, _Teacher, soft_loss
+from autogreen.techniques.distillation import Distillation, soft_loss
+from autogreen.techniques.teacher import Teacher
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -156,22 +157,22 @@ def test_the_teacher_answers_the_batch_that_is_asked_whatever_the_order() -> Non
     torch.manual_seed(0)
     teacher = Counting().eval()
     loader = DataLoader(TensorDataset(rows(30), torch.arange(30) % 5), batch_size=6, shuffle=True)
-    answers = _Teacher(context(teacher, loader))
+    answers = Teacher(context(teacher, loader))
     for _ in range(3):
         for batch in loader:
             with torch.no_grad():
-                assert torch.equal(answers(batch), teacher.net(batch[0]))
+                assert torch.equal(answers.logits(batch), teacher.net(batch[0]))
 
 
 def test_a_full_memory_still_answers_rightly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_Teacher, "MAX_BYTES", 2 * 6 * 5 * 4)  # two batches of logits
+    monkeypatch.setattr(Teacher, "MAX_BYTES", 2 * 6 * 5 * 4)  # two batches of logits
     teacher, cache = Counting().eval(), dict[str, Any]()
-    answers = _Teacher(context(teacher, batches(), cache=cache))
+    answers = Teacher(context(teacher, batches(), cache=cache))
     for _ in range(2):
         for batch in batches(4):
             with torch.no_grad():
-                assert torch.equal(answers(batch), teacher.net(batch[0]))
-    assert len(cache["teacher"]) == 2 and teacher.calls == 4 + 2
+                assert torch.equal(answers.logits(batch), teacher.net(batch[0]))
+    assert len(cache["teacher"].logits) == 2 and teacher.calls == 4 + 2
 
 
 def test_the_teacher_is_in_inference_mode_and_learns_nothing() -> None:

@@ -12,6 +12,7 @@ policy.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self
@@ -102,6 +103,15 @@ class Technique(ABC):
         """
 
     @classmethod
+    def settle(cls, effect: Any, parts: Mapping[str, Any]) -> Any:
+        """The effect beside the policy's other sections: without what does nothing there.
+
+        Raises:
+            RefusedError: the sections cannot go together.
+        """
+        return effect
+
+    @classmethod
     def refusal(cls, effect: Any, units: Sequence[Unit], target: Target) -> str | None:
         """Why the effect cannot really be applied there, or None."""
         return None
@@ -111,6 +121,13 @@ class Technique(ABC):
         """Return the changed model, which can still be trained; `model` itself may be changed and is not used
         afterwards."""
         return model
+
+    @classmethod
+    @contextmanager
+    def aware(cls, effect: Any, model: "nn.Module", context: Context) -> Iterator["nn.Module"]:
+        """While it lasts, `model` is trained as if it were lowered already (in place; it is what is yielded); at the
+        end it is plain again."""
+        yield model
 
     @classmethod
     def lower(cls, effect: Any, model: "nn.Module", context: Context) -> "nn.Module":
