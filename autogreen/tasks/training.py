@@ -69,7 +69,7 @@ def train(
     """
     if patience is not None:
         refuse_broken(task.batches("calibration"))
-    torch.manual_seed(seed + 2**32 * first_epoch)
+    torch.manual_seed(seed + 1_000_003 * first_epoch)  # torch's CPU generator reads the lower 32 bits only
     if not any(parameter.requires_grad for parameter in model.parameters()):
         model.requires_grad_(True)  # frozen as a whole, for inference; single frozen layers stay so
     stored = _raise_to_float32(model.to(device))
