@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from autogreen import floor, hardware, quality
-from autogreen.anatomy import Anatomy, survey
+from autogreen.anatomy import survey
 from autogreen.billing import Watch
 from autogreen.compress import compress, lower
 from autogreen.engines import ENGINES, Program, Recipe, profile
@@ -34,6 +34,7 @@ from autogreen.tasks import Inputs, Scores, Split, Task, cut, plain, rows, to_de
 from autogreen.tasks.trees import pack
 from autogreen.techniques import TECHNIQUES, Context
 from autogreen.techniques.quantization.schemes import check_kernels, narrowest_bytes, precisions
+from autogreen.techniques.trace import layers as traced
 from autogreen.workload import Workload
 
 GOLDEN = 64  # examples kept for bundles, at least
@@ -60,7 +61,6 @@ class Evaluator:
         self._cache: dict[str, Any] = {}
         self._loaded: tuple[str, Program] | None = None
         self._baseline: nn.Module | None = None
-        self._anatomy: Anatomy | None = None
         self._chosen: Meter | None = None
         self._costs: floor.UnitCosts | None = None
         self._idle_w: float | None = None
@@ -74,7 +74,7 @@ class Evaluator:
                 model = self._start("baseline")
             spent_j = watch.spent_j()
         self._keep_golden()
-        self._anatomy = anatomy = survey(model, self._example(1), tuple(TECHNIQUES))
+        anatomy = survey(model, self._example(1), tuple(TECHNIQUES))
         return {
             "anatomy": anatomy.to_json(),
             "hardware": hardware.describe(self.setup.device),
@@ -116,8 +116,8 @@ class Evaluator:
             student = parts.get("distillation", {}).get("student", 1.0)
             start = copy.deepcopy(self._start(request.start, student)).to(self.setup.device)
             trained = compress(parts, start, self._context(example, request.seed, watch.check))
-            schemes = parts.get("quantization", {})
-            work = floor.count(trained, example, precisions(schemes, self.setup.device), narrowest_bytes(schemes))
+            lowered, layers = parts.get("quantization", {}), traced(trained, example)
+            work = floor.count(trained, example, precisions(lowered, self.setup.device), narrowest_bytes(lowered))
 
         folder = study / "artifacts" / request.key
         partial = folder.with_name(f".{folder.name}.{os.getpid()}")
@@ -126,8 +126,8 @@ class Evaluator:
                 torch.set_num_threads(recipe.threads)
                 program = self._build(parts, trained, example, recipe, partial, watch.check)
             with watch.phase("scoring"):
-                kernels, memory = profile.trace(program, example)
-                check_kernels(schemes, self._units("quantization"), kernels, self.setup.device)
+                ran = profile.trace(program, example)
+                by_layer = check_kernels(lowered, layers, ran.products, self.setup.device)
                 scores = self._score(program, "validation")
                 size = sum(path.stat().st_size for path in partial.glob("model.*"))
                 found = Evaluation(
@@ -139,9 +139,10 @@ class Evaluator:
                     quality=quality.mean(scores),
                     loss=None if reference is None else quality.loss(reference, scores),
                     size_bytes=size,
-                    memory_bytes=size + memory,
+                    memory_bytes=size + ran.peak_bytes,
                     recipe=recipe,
-                    kernels=kernels,
+                    kernels=ran.kernels,
+                    layers=by_layer,
                     work=work,
                 )
             if found.loss is None or request.max_loss is None or found.loss.low <= request.max_loss:
@@ -291,11 +292,6 @@ class Evaluator:
             check=check,
             cache=self._cache,
         )
-
-    def _units(self, section: str) -> Any:
-        if self._anatomy is None:  # a worker that replaces a dead one was not asked to prepare
-            self._anatomy = survey(self._start("baseline"), self._example(1), tuple(TECHNIQUES))
-        return self._anatomy.units[section]
 
     def _output_type(self) -> Any:
         if "output_type" not in self._cache:

@@ -41,6 +41,7 @@ class Evaluation:
     status: `measured`; or `gated`: its quality was hopeless and no joules were spent on measuring it.
     quality: mean score on validation. loss: reference minus this, paired per example; None for a reference.
     energy_per_item_j, latency_s: from `measurement`; ratio: energy per item over the reference's, interleaved.
+    kernels: matrix kernels of one call, counted. layers: the one of them that ran each convolution and linear layer.
     work: FLOPs and bytes of one call, at least. times_above_floor: joules over the least that this work can cost on the
     device (see `floor`), 1 or more within the intervals; None where nothing bounds it.
     size_bytes: the artifact's. memory_bytes: weights and the peak of what one call allocates.
@@ -60,6 +61,7 @@ class Evaluation:
     memory_bytes: int | None = None
     recipe: Recipe | None = None
     kernels: tuple[Kernel, ...] = ()
+    layers: Mapping[str, str] = field(default_factory=dict)
     work: Work | None = None
     times_above_floor: float | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)

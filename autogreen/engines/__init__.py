@@ -90,13 +90,25 @@ class Recipe:
     cuda_graph: bool = False
 
 
+Precision = Literal["int8", "float8", "bfloat16", "float16", "float32"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Kernel:
     """A matrix kernel seen in a profile of one call. precision: the data type that it multiplies in."""
 
     name: str
-    precision: Literal["int8", "float8", "bfloat16", "float16", "float32"]
+    precision: Precision
     calls: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Product:
+    """One run of a matrix kernel. macs: multiply-accumulates, by the shapes that it was called with."""
+
+    name: str
+    precision: Precision
+    macs: int
 
 
 class Engine(Protocol):

@@ -76,11 +76,12 @@ class Context:
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """Where an effect shall run. batch: examples a call, None where policies still choose."""
+    """Where an effect shall run. batch: examples a call, None where policies still choose. tuned: the policy trains."""
 
     device: str
     engine: str
     batch: int | None = None
+    tuned: bool = False
 
 
 class Technique(ABC):

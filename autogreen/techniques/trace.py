@@ -21,11 +21,13 @@ def signature(model: nn.Module, example: Inputs) -> Any:
 @dataclass(frozen=True, kw_only=True)
 class Layer:
     """A convolution or linear layer that runs. calls: in one forward pass. rows: of its matrix product for one example.
-    first_fed: the first layer that reads the same tensor (itself where it reads alone)."""
+    macs: multiply-accumulates of one call, of all examples. first_fed: the first layer that reads the same tensor
+    (itself where it reads alone)."""
 
     module: nn.Conv2d | nn.Linear
     calls: int
     rows: int
+    macs: int
     first_fed: str
 
     @property
@@ -45,6 +47,7 @@ def layers(model: nn.Module, example: Inputs) -> dict[str, Layer]:
     calls: Counter[str] = Counter()
     fed_by: dict[str, Any] = {}
     products: dict[str, int] = {}
+    macs: dict[str, int] = {}
     inputs: list[Any] = []  # kept alive, so that no two tensors share an address
 
     def before(name: str) -> Any:
@@ -57,9 +60,10 @@ def layers(model: nn.Module, example: Inputs) -> dict[str, Layer]:
         return hook
 
     def after(name: str) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        def hook(module: nn.Conv2d | nn.Linear, args: tuple[Any, ...], output: Tensor) -> None:
             channels = 1 if isinstance(module, nn.Conv2d) else -1
             products[name] = max(1, output.numel() // output.shape[channels] // examples)
+            macs[name] = output.numel() * (module.weight.numel() // len(module.weight))
 
         return hook
 
@@ -79,7 +83,13 @@ def layers(model: nn.Module, example: Inputs) -> dict[str, Layer]:
     for name in fed_by:  # in the order in which they ran
         first.setdefault(fed_by[name], name)
     return {
-        name: Layer(module=module, calls=calls[name], rows=products[name], first_fed=first[fed_by[name]])
+        name: Layer(
+            module=module,
+            calls=calls[name],
+            rows=products[name],
+            macs=macs[name],
+            first_fed=first[fed_by[name]],
+        )
         for name, module in found
         if name in calls
     }

@@ -1,13 +1,22 @@
 """Per-layer precision, with real low-precision kernels only."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, get_args
 
-from autogreen.errors import ConfigError
+from autogreen.errors import ConfigError, RefusedError
 from autogreen.registry import nearest
 from autogreen.techniques import Context, Target, Technique, Unit, assign
-from autogreen.techniques.quantization.schemes import SCHEMES, misfit, missing_kernel
+from autogreen.techniques.quantization.schemes import (
+    OBSERVER,
+    SCHEMES,
+    Observer,
+    Treatment,
+    misfit,
+    missing_kernel,
+    schemes,
+)
 
 if TYPE_CHECKING:
     from torch import nn
@@ -28,6 +37,14 @@ class Quantization(Technique):
         w8a16        int8 weights only
         w4a16        int4 weights only, NVIDIA GPUs
 
+    observer: how ranges are chosen where a scheme leaves a choice, of activations (w8a8_static) or of weights (w8a16,
+    w4a16); elsewhere it says nothing. `minmax` takes what was seen, `percentile` 99.9 % of it, `mse` what makes the
+    mean squared error least. Weights of eight bits beside activations of eight take min-max: a scale per channel leaves
+    nothing to win there (Nagel et al., 2021, section 4.3).
+
+    qat: fine-tuning rounds this layer as the scheme does, so that the network learns to live with it; of schemes below
+    16 bits. It needs a `distillation` section, which is what trains.
+
     Linear layers that are fed by one tensor (q, k and v; gate and up) are fused by servers and share a scheme: they are
     one unit.
 
@@ -35,19 +52,21 @@ class Quantization(Technique):
     16-bit sum of `vpmaddubsw` there, silently.
 
     Source: Jacob et al., Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference,
-    CVPR 2018; PyTorch 2 Export quantization with the X86 inductor backend (docs.pytorch.org/ao); Micikevicius et al.,
-    FP8 Formats for Deep Learning, 2022.
+    CVPR 2018; Nagel et al., A White Paper on Neural Network Quantization, 2021; PyTorch 2 Export quantization with the
+    X86 inductor backend (docs.pytorch.org/ao); Micikevicius et al., FP8 Formats for Deep Learning, 2022.
     """
 
     ordered: ClassVar[bool] = True
 
     target: str
     scheme: str = "none"
+    observer: Observer = OBSERVER
+    qat: bool = False
 
     def __post_init__(self) -> None:
-        if self.scheme not in SCHEMES:
-            known = ", ".join(SCHEMES)
-            raise ConfigError(f"unknown scheme {self.scheme!r}.{nearest(self.scheme, SCHEMES)} Known: {known}")
+        for name, known in (("scheme", tuple(SCHEMES)), ("observer", get_args(Observer))):
+            if (said := getattr(self, name)) not in known:
+                raise ConfigError(f"unknown {name} {said!r}.{nearest(said, known)} Known: {', '.join(known)}")
 
     @classmethod
     def units(cls, model: "nn.Module", example: "Inputs") -> tuple[Unit, ...]:
@@ -80,30 +99,77 @@ class Quantization(Technique):
 
     @classmethod
     def effect(cls, settings: Sequence["Quantization"], units: Sequence[Unit]) -> dict[str, str]:
-        assigned = assign(settings, units, "quantization")
-        return {layer: rule.scheme for unit, rule in assigned if rule.scheme != "none" for layer in unit.members}
+        """The treatment of each layer, in one word (`schemes.Treatment`)."""
+        return {
+            layer: str(Treatment(scheme=rule.scheme, observer=rule.observer, qat=rule.qat))
+            for unit, rule in assign(settings, units, "quantization")
+            if rule.scheme != "none"
+            for layer in unit.members
+        }
 
     @classmethod
-    def refusal(cls, effect: dict[str, str], units: Sequence[Unit], target: Target) -> str | None:
+    def refusal(cls, effect: Mapping[str, str], units: Sequence[Unit], target: Target) -> str | None:
         by_layer = {layer: unit for unit in units for layer in unit.members}
-        for scheme in sorted(set(effect.values())):
-            chosen = [layer for layer, found in effect.items() if found == scheme]
+        named = schemes(effect)
+        for scheme in sorted(set(named.values())):
+            chosen = [layer for layer, found in named.items() if found == scheme]
             if reason := missing_kernel(scheme, device=target.device, engine=target.engine):
                 return f"scheme {scheme!r} for {', '.join(chosen)}: {reason}"
             for layer in chosen:
                 if layer in by_layer and (reason := misfit(scheme, by_layer[layer], target)):
                     return f"scheme {scheme!r} for {layer}: {reason}"
+        learning = [layer for layer, word in effect.items() if Treatment.read(word).qat]
+        if learning and not target.tuned:
+            return f"qat for {', '.join(learning)}: nothing trains in this policy; give it a distillation section"
         return None
 
     @classmethod
-    def lower(cls, effect: dict[str, str], model: "nn.Module", context: Context) -> "nn.Module":
+    @contextmanager
+    def aware(cls, effect: Mapping[str, str], model: "nn.Module", context: Context) -> Iterator[None]:
+        """While this lasts, layers with `qat` compute as if they were quantized; gradients pass straight through.
+
+        The parameters and their names stay; on leaving, the model computes with them as before.
+        """
+        learning = {layer: found for layer, word in effect.items() if (found := Treatment.read(word)).qat}
+        if not learning:
+            yield
+            return
+        from autogreen.techniques.quantization.aware import rounding
+
+        with rounding(model, learning, context):
+            yield
+
+    @classmethod
+    def lower(cls, effect: Mapping[str, str], model: "nn.Module", context: Context) -> "nn.Module":
+        """Raises:
+        RefusedError: layers that were pruned to sizes that their kernel cannot take; calibration data that is
+            missing or not finite; a graph that cannot be quantized.
+        """
         if not effect:
             return model
+        from autogreen.tasks import rows
         from autogreen.techniques.quantization.folding import fold_batch_norm
         from autogreen.techniques.quantization.graph import to_int8
-        from autogreen.techniques.quantization.layers import to_bf16
 
+        treatments = {layer: Treatment.read(word) for layer, word in effect.items()}
+        target = Target(device=context.device, engine="", batch=rows(context.example))
+        for unit in cls.units(model, context.example):
+            for layer in set(unit.members) & set(treatments):
+                if reason := misfit(scheme := treatments[layer].scheme, unit, target):
+                    raise RefusedError(f"quantization: scheme {scheme!r} for {layer}: {reason}")
         fold_batch_norm(model, context.example)
-        to_bf16(model, [name for name, scheme in effect.items() if scheme == "bf16"])
-        int8 = [name for name, scheme in effect.items() if scheme == "w8a8_static"]
-        return to_int8(model, int8, context) if int8 else model
+        on_gpu = context.device.startswith("cuda")
+        in_graph = {} if on_gpu else {name: one for name, one in treatments.items() if one.scheme.startswith("w8a8")}
+        in_place = {name: one for name, one in treatments.items() if name not in in_graph}
+        if in_place:
+            from autogreen.techniques.quantization.layers import to_layers
+            from autogreen.techniques.quantization.numerics import calibrate
+
+            static = {name: one.observer for name, one in in_place.items() if one.scheme == "w8a8_static"}
+            to_layers(
+                model,
+                {name: one.scheme for name, one in in_place.items()},
+                calibrate(model, static, context) if static else {},
+                {name: one.weight_observer for name, one in in_place.items()},
+            )
+        return to_int8(model, in_graph, context) if in_graph else model

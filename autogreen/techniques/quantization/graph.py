@@ -1,86 +1,123 @@
 """int8 on processors: the model as a graph, quantized by PyTorch 2 Export for the inductor backend on x86."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from autogreen.engines.exported import export
 from autogreen.errors import RefusedError
-from autogreen.tasks import Inputs, cut, rows, to_device
 from autogreen.techniques import Context
+from autogreen.techniques.quantization.numerics import EPS, Ranges, activation_grid, run_calibration
+from autogreen.techniques.quantization.schemes import Treatment
+
+LAYERS = (torch.ops.aten.linear.default, torch.ops.aten.conv2d.default, torch.ops.aten.conv2d.padding)
 
 
-def to_int8(model: nn.Module, names: Sequence[str], context: Context) -> nn.Module:
-    """Return the model as a graph, at the example's batch size, whose named layers compute in int8 once compiled.
+def to_int8(model: nn.Module, treatments: Mapping[str, Treatment], context: Context) -> nn.Module:
+    """Return the model as a graph, at the example's batch size, whose named layers compute in int8 once compiled:
+    weights symmetric per output channel, activations affine per tensor.
+
+    Source: PyTorch 2 Export quantization (docs.pytorch.org/ao). Its own quantizer for x86 takes calibrated or dynamic
+    ranges in one model, never both; the operators that inductor lowers do not mind.
 
     Raises:
         RefusedError: the model cannot be exported or quantized, or the calibration data is missing or not finite.
     """
+    import torchao.quantization.pt2e.quantizer.x86_inductor_quantizer  # noqa: F401 - the lowering to oneDNN
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
-    from torchao.quantization.pt2e.quantizer.x86_inductor_quantizer import (
-        X86InductorQuantizer,
-        get_default_x86_inductor_quantization_config,
-    )
 
     graph = export(model, context.example).module()
-    quantizer = X86InductorQuantizer()
-    config = get_default_x86_inductor_quantization_config(reduce_range=not _has_vnni())
-    calls = _tell_calls_apart(graph)
-    for name in names:
-        for call in calls.get(name, ()):
-            quantizer.set_module_name_qconfig(call, config)
+    told = ", ".join(treatments)
+    if absent := set(treatments) - {_layer(node) for node in graph.graph.nodes if node.target in LAYERS}:
+        raise RefusedError(
+            f"int8 for {', '.join(sorted(absent))} of {type(model).__name__}: no such layer is left in the exported "
+            "graph. Give it another scheme."
+        )
     try:
-        prepared = prepare_pt2e(graph, quantizer)
+        prepared = prepare_pt2e(graph, _quantizer(treatments))
     except Exception as error:
         raise RefusedError(
-            f"int8 for {', '.join(names)} of {type(model).__name__}: the quantizer cannot read the graph around them "
+            f"int8 for {told} of {type(model).__name__}: the graph around them cannot be quantized "
             f"({type(error).__name__}: {error}). Give them another scheme."
         ) from error
-    size, seen = rows(context.example), 0
-    with torch.no_grad():
-        for batch in context.task.batches("calibration"):
-            context.check()
-            inputs = context.task.inputs(to_device(batch, context.device))
-            for part in cut(inputs, size):
-                _refuse_nonfinite(part)
-                seen += 1
-                prepared(*part[0], **part[1])
-    if not seen:
-        raise RefusedError("the calibration split gave no batch: value ranges cannot be read from it.")
+    if any(treatment.scheme == "w8a8_static" for treatment in treatments.values()):
+        run_calibration(prepared, context)
+    else:
+        with torch.no_grad():
+            prepared(*context.example[0], **context.example[1])  # weights are observed in passing
     converted: nn.Module = convert_pt2e(prepared)
     _drop_unused(converted)
     return converted
 
 
-def _tell_calls_apart(graph: nn.Module) -> dict[str, list[str]]:
-    """Give each further call of a module a name of its own (`relu`, `relu@1`), in place; return them by module.
-
-    The quantizer takes all operations of one module for one call, and fails on networks that share even a ReLU.
-    """
-    keys: dict[str, list[str]] = {}
-    for node in graph.graph.nodes:  # type: ignore[union-attr]
-        if stack := node.meta.get("nn_module_stack"):
-            key, (name, kind) = list(stack.items())[-1]
-            found = keys.setdefault(name, [])
-            if key not in found:
-                found.append(key)
-            if call := found.index(key):
-                node.meta["nn_module_stack"] = {**stack, key: (f"{name}@{call}", kind)}
-    return {name: [name, *(f"{name}@{n}" for n in range(1, len(found)))] for name, found in keys.items()}
+def _layer(node: Any) -> str:
+    """Dotted name of the module whose forward made the operation; the same for each call of it."""
+    stack = node.meta.get("nn_module_stack")
+    return str([*stack.values()][-1][0]) if stack else ""
 
 
-def _has_vnni() -> bool:
-    """Whether int8 products are summed in 32 bits (AVX512-VNNI, AVX-VNNI, AMX)."""
-    return bool(torch.cpu._is_vnni_supported()) if hasattr(torch.cpu, "_is_vnni_supported") else False
+def _quantizer(treatments: Mapping[str, Treatment]) -> Any:
+    from torchao.quantization.pt2e.observer import PerChannelMinMaxObserver, PlaceholderObserver
+    from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, QuantizationSpec, Quantizer
+
+    bits, _ = activation_grid("cpu")
+    weights = QuantizationSpec(
+        dtype=torch.int8,
+        quant_min=-128,
+        quant_max=127,
+        qscheme=torch.per_channel_symmetric,
+        ch_axis=0,
+        observer_or_fake_quant_ctr=PerChannelMinMaxObserver.with_args(eps=EPS),
+    )
+
+    def activations(name: str) -> Any:
+        static = treatments[name].scheme == "w8a8_static"
+        observer = _observer().with_args(name=name, observer=treatments[name].observer, bits=bits)
+        return QuantizationSpec(
+            dtype=torch.uint8,
+            quant_min=0,
+            quant_max=2**bits - 1,
+            qscheme=torch.per_tensor_affine,
+            is_dynamic=not static,
+            observer_or_fake_quant_ctr=observer if static else PlaceholderObserver.with_args(eps=EPS),
+        )
+
+    class Named(Quantizer):  # type: ignore[misc]
+        def annotate(self, model: Any) -> Any:
+            for node in model.graph.nodes:
+                if node.target in LAYERS and (name := _layer(node)) in treatments:
+                    specs = {node.args[0]: activations(name), node.args[1]: weights}
+                    node.meta["quantization_annotation"] = QuantizationAnnotation(
+                        input_qspec_map=specs, _annotated=True
+                    )
+            return model
+
+        def validate(self, model: Any) -> None:
+            pass
+
+    return Named()
 
 
-def _refuse_nonfinite(inputs: Inputs) -> None:
-    from torch.utils._pytree import tree_leaves
+def _observer() -> Any:
+    """Our observers in the form in which torchao puts them into a graph."""
+    from torchao.quantization.pt2e.observer import UniformQuantizationObserverBase
 
-    for leaf in tree_leaves(inputs):
-        if isinstance(leaf, Tensor) and leaf.is_floating_point() and not torch.isfinite(leaf).all():
-            raise RefusedError("the calibration split holds NaN or infinity: value ranges cannot be read from it.")
+    class Observed(UniformQuantizationObserverBase):  # type: ignore[misc]
+        def __init__(self, *, name: str, observer: Any, bits: int, **settings: Any) -> None:
+            super().__init__(**settings, eps=EPS)
+            self.ranges = Ranges(observer, bits=bits, symmetric=False, name=name)
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.ranges.see(x)
+            return x
+
+        def calculate_qparams(self) -> tuple[Tensor, Tensor]:
+            scale_and_zero: tuple[Tensor, Tensor] = self._calculate_qparams(*self.ranges.range())
+            return scale_and_zero
+
+    return Observed
 
 
 def _drop_unused(graph: nn.Module) -> None:

@@ -1,30 +1,46 @@
 """The schemes by name: their bits, and the real kernel that runs each one on which device, layer and batch.
 
-    w8a8 = 8-bit weights and 8-bit activations; a16 = activations in the model's own 16-bit type (bfloat16)
+    scheme       weights                        activations                   processor (x86)       NVIDIA GPU
+    fp16         float16                        float16                       AVX-512 FP16, AMX     all
+    bf16         bfloat16                       bfloat16                      AVX-512 BF16, AMX     8.0 and later
+    fp8          float8 e4m3, a scale a channel float8 e4m3, a scale a row    -                     linear; 8.9
+    w8a8         int8, a scale a channel        int8, ranges of the call      linear, inductor      linear; 8.0, 17 rows
+    w8a8_static  int8, a scale a channel        int8, calibrated ranges       all, inductor         linear; 8.0, 17 rows
+    w8a16        int8, a scale a channel        16 bits                       linear                linear
+    w4a16        int4, groups of 128 inputs     bfloat16                      -                     linear; 8.0
 
-A scheme without a road to a real kernel is refused: simulated low precision saves nothing and is never scored.
+w8a8 = 8-bit weights and 8-bit activations. A scheme without a road to a real kernel is refused: simulated low precision
+saves nothing and is never scored.
+
+On x86 the inductor engine turns quantize -> dequantize -> product into one oneDNN operator (`onednn::qlinear`,
+`onednn::qconv`), for ranges that are calibrated and, of linear layers, for ranges taken from the values at hand; both
+may stand in one model. Any other engine interprets the three steps: simulated. AVX2 is enough for int8 products; with
+VNNI or AMX they are summed in 32 bits at once, without they keep to 7 bits of activations. `_weight_int8pack_mm` widens
+both factors and multiplies in float32, on every engine; on bfloat16 activations it is vectorised (AVX2, AVX-512), reads
+16 inputs at a time and beyond the end of a row that 16 does not divide: such layers are refused.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from autogreen.engines import Precision, Product
 from autogreen.errors import RefusedError
 from autogreen.techniques import Target, Unit
 
 if TYPE_CHECKING:
-    from autogreen.engines import Kernel
+    from autogreen.techniques.trace import Layer
 
-Precision = Literal["int8", "float8", "bfloat16", "float16", "float32"]
+Observer = Literal["minmax", "percentile", "mse"]
+OBSERVER: Observer = "mse"  # where a rule names none
 
 
 @dataclass(frozen=True, kw_only=True)
 class Road:
     """One real kernel. kernels: how its operator's name begins in a profile. precision: the data type in which it
     multiplies. engines: where it is real; everywhere by default. kinds: of layers. rows: the matrix product has at
-    least so many. multiple: inputs and outputs of the layer are multiples of it. dense: no grouped convolutions.
-    compute_capability: of the GPU, at least.
+    least so many. inputs, width: of the layer, are multiples of these. compute_capability: of the GPU, at least.
     """
 
     device: Literal["cpu", "cuda"]
@@ -33,15 +49,16 @@ class Road:
     kinds: tuple[str, ...] = ("linear",)
     engines: tuple[str, ...] = ()
     rows: int = 1
-    multiple: int = 1
-    dense: bool = False
+    inputs: int = 1
+    width: int = 1
     compute_capability: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scheme:
-    """weights, activations: bits and granularity in words. calibrated: value ranges of activations are read from the
-    calibration split. lossy: rounding is worth learning to live with (quantization-aware training)."""
+    """weights, activations: bits and granularity in words. observed: what the rule's observer chooses ranges for;
+    those of activations are read from the calibration split. lossy: rounding is worth learning to live with
+    (quantization-aware training)."""
 
     name: str
     weight_bits: int
@@ -49,10 +66,48 @@ class Scheme:
     weights: str
     activations: str
     roads: tuple[Road, ...] = ()
-    calibrated: bool = False
+    observed: Literal["", "activations", "weights"] = ""
     lossy: bool = False
 
 
+@dataclass(frozen=True, kw_only=True)
+class Treatment:
+    """What is done to a layer: its scheme; how value ranges are chosen, where the scheme leaves a choice (otherwise
+    `minmax`); whether training rounds as the scheme does.
+
+    In an effect it is one word, without what is as usual: `bf16`, `w8a8_static`, `w8a8_static+percentile`, `w4a16+qat`.
+    """
+
+    scheme: str
+    observer: Observer = OBSERVER
+    qat: bool = False
+
+    def __str__(self) -> str:
+        scheme = SCHEMES[self.scheme]
+        observer = f"+{self.observer}" if scheme.observed and self.observer != OBSERVER else ""
+        return f"{self.scheme}{observer}{'+qat' if self.qat and scheme.lossy else ''}"
+
+    @property
+    def weight_observer(self) -> Observer:
+        """How the range of a weight is chosen: where activations are observed it is what it holds."""
+        return self.observer if SCHEMES[self.scheme].observed == "weights" else "minmax"
+
+    @classmethod
+    def read(cls, word: str) -> "Treatment":
+        """The inverse of `str`."""
+        scheme, *said = word.split("+")
+        usual: Observer = OBSERVER if SCHEMES[scheme].observed else "minmax"
+        observers: dict[str, Observer] = {"minmax": "minmax", "percentile": "percentile", "mse": "mse"}
+        observer = next((observers[part] for part in said if part in observers), usual)
+        return cls(scheme=scheme, observer=observer, qat="qat" in said)
+
+
+def schemes(effect: Mapping[str, str]) -> dict[str, str]:
+    """The scheme of each layer of an effect."""
+    return {layer: Treatment.read(word).scheme for layer, word in effect.items()}
+
+
+GROUP = 128  # inputs that share a scale in w4a16
 _MATRIX = ("aten::addmm", "aten::mm", "aten::bmm", "aten::linear", "mkldnn::_linear_pointwise")
 _CONVOLUTION = ("mkldnn::_convolution_pointwise", "aten::mkldnn_convolution", "aten::cudnn_convolution")
 _BOTH = ("conv", "linear")
@@ -94,7 +149,8 @@ SCHEMES: Mapping[str, Scheme] = {
                     device="cuda",
                     kernels=("aten::_scaled_mm",),
                     precision="float8",
-                    multiple=16,
+                    inputs=16,
+                    width=16,
                     compute_capability=(8, 9),
                 ),
             ),
@@ -112,7 +168,8 @@ SCHEMES: Mapping[str, Scheme] = {
                     kernels=("aten::_int_mm",),
                     precision="int8",
                     rows=17,  # cuBLASLt's int8 product wants more than 16
-                    multiple=8,
+                    inputs=8,
+                    width=8,
                     compute_capability=(8, 0),
                 ),
                 Road(device="cpu", kernels=("onednn::qlinear",), precision="int8", engines=("inductor",)),
@@ -131,7 +188,8 @@ SCHEMES: Mapping[str, Scheme] = {
                     kernels=("aten::_int_mm",),
                     precision="int8",
                     rows=17,
-                    multiple=8,
+                    inputs=8,
+                    width=8,
                     compute_capability=(8, 0),
                 ),
                 Road(
@@ -142,7 +200,7 @@ SCHEMES: Mapping[str, Scheme] = {
                     engines=("inductor",),
                 ),
             ),
-            calibrated=True,
+            observed="activations",
             lossy=True,
         ),
         Scheme(
@@ -150,28 +208,31 @@ SCHEMES: Mapping[str, Scheme] = {
             weight_bits=8,
             activation_bits=16,
             weights="int8 symmetric, a scale per output channel",
-            activations="as trained; products in bfloat16",
+            activations="bfloat16",
             roads=(
-                Road(device="cuda", kernels=("aten::_weight_int8pack_mm",), precision="bfloat16"),
-                Road(device="cpu", kernels=("aten::_weight_int8pack_mm",), precision="float32"),
+                Road(device="cuda", kernels=("aten::_weight_int8pack_mm",), precision="float32"),
+                Road(device="cpu", kernels=("aten::_weight_int8pack_mm",), precision="float32", inputs=16),
             ),
+            observed="weights",
             lossy=True,
         ),
         Scheme(
             name="w4a16",
             weight_bits=4,
             activation_bits=16,
-            weights="int4, a scale and zero point for each group of 128 inputs of an output channel",
+            weights=f"int4, a scale and zero point for each group of {GROUP} inputs of an output channel",
             activations="bfloat16",
             roads=(
                 Road(
                     device="cuda",
                     kernels=("aten::_weight_int4pack_mm",),
                     precision="bfloat16",
-                    multiple=128,  # groups of 128 inputs; tiles of 8 outputs
+                    inputs=GROUP,
+                    width=8,
                     compute_capability=(8, 0),
                 ),
             ),
+            observed="weights",
             lossy=True,
         ),
     )
@@ -184,15 +245,15 @@ def road_of(scheme: str, device: str) -> Road | None:
     return next((road for road in SCHEMES[scheme].roads if road.device == kind), None)
 
 
-def precisions(schemes: Mapping[str, str], device: str) -> dict[str, Precision]:
-    """The data type that each layer multiplies in, by the scheme of each."""
-    roads = {layer: road_of(scheme, device) for layer, scheme in schemes.items()}
+def precisions(effect: Mapping[str, str], device: str) -> dict[str, Precision]:
+    """The data type that each layer of an effect multiplies in."""
+    roads = {layer: road_of(scheme, device) for layer, scheme in schemes(effect).items()}
     return {layer: road.precision for layer, road in roads.items() if road is not None}
 
 
-def narrowest_bytes(schemes: Mapping[str, str]) -> float | None:
+def narrowest_bytes(effect: Mapping[str, str]) -> float | None:
     """Bytes of one weight of the layer that has the fewest; None where all are as trained."""
-    return min((SCHEMES[scheme].weight_bits / 8 for scheme in schemes.values()), default=None)
+    return min((SCHEMES[scheme].weight_bits / 8 for scheme in schemes(effect).values()), default=None)
 
 
 def missing_kernel(scheme: str, *, device: str, engine: str) -> str | None:
@@ -223,11 +284,13 @@ def misfit(scheme: str, unit: Unit, target: Target) -> str | None:
     if road is None:
         return None
     if unit.kind not in road.kinds:
-        return f"{road.kernels[0]} computes {' and '.join(road.kinds)} layers, not {unit.kind}"
+        static = "; w8a8_static reaches convolutions" if scheme == "w8a8" and target.device == "cpu" else ""
+        return f"{road.kernels[0]} computes linear layers only, and this is a convolution{static}"
     if road.precision == "int8" and target.device == "cpu" and unit.calls > 1:
         return "called several times a pass; int8 kernels want a weight that is read once, it would run simulated"
-    if unit.kind == "linear" and (unit.inputs % road.multiple or unit.width % min(road.multiple, 16)):
-        return f"{road.kernels[0]} wants sizes that {road.multiple} divides, the layer has {unit.inputs} x {unit.width}"
+    if unit.kind == "linear" and (unit.inputs % road.inputs or unit.width % road.width):
+        wanted = f"inputs that {road.inputs} divides" + (f" and outputs that {road.width} does" * (road.width > 1))
+        return f"{road.kernels[0]} wants {wanted}, the layer has {unit.inputs} and {unit.width}"
     if target.batch is not None and (rows := unit.rows * target.batch) < road.rows:
         return f"{road.kernels[0]} wants {road.rows} rows or more, a batch of {target.batch} gives {rows}"
     return None
@@ -259,23 +322,57 @@ def missing_instructions(dtype: str, device: str) -> str | None:
     return None
 
 
-def check_kernels(schemes: Mapping[str, str], units: Sequence[Unit], kernels: Iterable["Kernel"], device: str) -> None:
-    """Compare what a policy says (the scheme of each layer) with the kernels that a profile saw in one call.
+def check_kernels(
+    effect: Mapping[str, str], layers: Mapping[str, "Layer"], products: Sequence[Product], device: str
+) -> dict[str, str]:
+    """Compare what a policy says (the treatment of each layer) with the matrix products that a profile saw in one call.
+
+    What counts is the work: compilers may run several layers in one kernel.
+
+    Args:
+        layers: those of the model before it was lowered, at the batch that was profiled.
+
+    Returns:
+        For each layer the kernel that multiplied as much as the layer does: `onednn::qconv_pointwise (int8)`. Layers
+        of one size and scheme cannot be told apart. One that has no kernel of its own is `not seen alone`: it ran in
+        one with others, or in compiled code that a profile cannot name.
 
     Raises:
-        RefusedError: fewer low-precision kernels ran than the policy's layers need: some ran simulated.
+        RefusedError: fewer multiply-accumulates ran in low-precision kernels than the policy's layers need: some ran
+            simulated.
     """
-    calls = {member: unit.calls for unit in units for member in unit.members}
-    seen = tuple(kernels)
-    needed: Counter[tuple[tuple[str, ...], Precision]] = Counter()  # by kernel, which schemes may share
-    for layer, scheme in schemes.items():
-        if (road := road_of(scheme, device)) is not None:
-            needed[road.kernels, road.precision] += calls[layer]
-    for (names, precision), wanted in needed.items():
-        ran = sum(kernel.calls for kernel in seen if kernel.precision == precision and kernel.name.startswith(names))
-        if ran < wanted:
+    named = schemes(effect)
+    roads = {layer: road for layer, scheme in named.items() if (road := road_of(scheme, device)) is not None}
+    for road in {(road.kernels, road.precision): road for road in roads.values()}.values():
+        planned = [layers[name] for name, other in roads.items() if _same(other, road) and name in layers]
+        ran = [product for product in products if _runs(road, product)]
+        wanted = sum(layer.calls * layer.macs for layer in planned)
+        if (seen := sum(product.macs for product in ran)) < wanted:
+            calls = sum(layer.calls for layer in planned)
+            told = Counter(f"{product.name} ({product.precision})" for product in products)
             raise RefusedError(
-                f"{wanted} layer calls should run in {precision}, a profile of the measured program shows {ran}: the "
-                "others are simulated and would not save what they claim. Kernels seen: "
-                f"{', '.join(f'{kernel.calls} x {kernel.name} ({kernel.precision})' for kernel in seen) or 'none'}."
+                f"{calls} layer calls should run in {road.precision} ({road.kernels[0]}), a profile of the measured "
+                f"program shows {len(ran)}, with {seen / wanted:.0%} of their multiply-accumulates: the others are "
+                "simulated and would not save what they claim. Kernels seen: "
+                f"{', '.join(f'{count} x {name}' for name, count in told.items()) or 'none'}."
             )
+    left = Counter(products)
+    return {name: _taken(left, layers[name], roads.get(name)) for name in sorted(layers, key=lambda n: n not in roads)}
+
+
+def _same(one: Road, other: Road) -> bool:
+    return (one.kernels, one.precision) == (other.kernels, other.precision)
+
+
+def _runs(road: Road, product: Product) -> bool:
+    return product.precision == road.precision and product.name.startswith(road.kernels)
+
+
+def _taken(left: Counter[Product], layer: "Layer", road: Road | None) -> str:
+    """The kernel of a layer, whose runs are then no longer left for others."""
+    for product in left:
+        fits = product.macs == layer.macs and (road is None or _runs(road, product))
+        if fits and left[product] >= layer.calls:
+            left[product] -= layer.calls
+            return f"{product.name} ({product.precision})"
+    return "not seen alone"

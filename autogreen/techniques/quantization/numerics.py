@@ -1,0 +1,219 @@
+"""The arithmetic of integers that stand for real numbers, and the choice of their range.
+
+    q = clip(round(x / scale + zero_point))         x' = scale * (q - zero_point)
+
+    symmetric   q in [-2^(b-1), 2^(b-1) - 1], zero_point 0; scale = max(|low|, |high|) / (2^b - 1) * 2
+    affine      q in [0, 2^b - 1]; scale = (high - low) / (2^b - 1), zero_point = round(-low / scale)
+
+Zero is always exact: it pads, and rectifiers make it. A range that leaves it out is widened to it.
+
+Source: Jacob et al., Quantization and Training of Neural Networks, CVPR 2018; ranges: Nagel et al., A White Paper on
+Neural Network Quantization, 2021 (arXiv 2106.08295), section 3.1. Scales are those of PyTorch's own observers.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from autogreen.errors import RefusedError
+from autogreen.tasks import Inputs, cut, rows, to_device
+from autogreen.techniques import Context
+
+EPS = torch.finfo(torch.float32).eps  # of scales: what is all zero still has one
+PERCENT = 0.1  # of the values that `percentile` leaves outside, half of them at each end
+CANDIDATES = 40  # of either end of a range that `mse` tries
+KEPT = 4096  # values of a tensor that are kept of each calibration batch: enough for a quantile of one in a thousand
+
+
+def scale_and_zero_point(low: Tensor, high: Tensor, *, bits: int, symmetric: bool) -> tuple[Tensor, Tensor]:
+    """Scale (float32) and zero point (int32) of ranges of any shape."""
+    low, high = low.float().clamp(max=0), high.float().clamp(min=0)
+    steps = 2**bits - 1
+    if symmetric:
+        scale = (torch.maximum(-low, high) / (steps / 2)).clamp(min=EPS)
+        return scale, torch.zeros_like(scale, dtype=torch.int32)
+    scale = ((high - low) / steps).clamp(min=EPS)
+    return scale, (-low / scale).round().clamp(0, steps).to(torch.int32)
+
+
+def bounds(bits: int, *, signed: bool) -> tuple[int, int]:
+    """The least and the largest integer."""
+    return (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
+
+
+def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, *, bits: int, signed: bool) -> Tensor:
+    """Round to integers (int8 or uint8, 8 bits or fewer); scale and zero point broadcast against x.
+
+    Raises:
+        RefusedError: x holds NaN, which is no integer.
+    """
+    if torch.isnan(x).any():
+        raise RefusedError("a tensor to quantize holds NaN, which no integer stands for.")
+    rounded = (x.float() / scale + zero_point).round().clamp(*bounds(bits, signed=signed))
+    return rounded.to(torch.int8 if signed else torch.uint8)
+
+
+def dequantize(q: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+    """The float32 numbers that integers stand for."""
+    return (q.float() - zero_point) * scale
+
+
+def weight_range(
+    weight: Tensor, *, group: int | None, observer: str, bits: int, symmetric: bool
+) -> tuple[Tensor, Tensor]:
+    """Low and high end [out, groups] of a weight [out, ...] for each output channel (`group` None, one group) or each
+    `group` inputs of one.
+
+    Raises:
+        RefusedError: the groups do not divide the inputs, or the weight holds NaN or infinity.
+    """
+    flat = weight.detach().float().flatten(1)
+    if group is not None and flat.shape[1] % group:
+        raise RefusedError(f"groups of {group} do not divide the {flat.shape[1]} inputs of a layer.")
+    if not torch.isfinite(flat).all():
+        raise RefusedError("a weight to quantize holds NaN or infinity.")
+    return value_range(
+        flat.reshape(len(flat), -1, group or flat.shape[1]), observer=observer, bits=bits, symmetric=symmetric
+    )
+
+
+def value_range(x: Tensor, *, observer: str, bits: int, symmetric: bool) -> tuple[Tensor, Tensor]:
+    """Low and high end [...] of values [..., n].
+
+    minmax      the least and the largest
+    percentile  99.9 % of the values lie inside, as many of the others below as above
+    mse         the ends that give the least mean squared error of rounding and clipping: ends at 1/40 to 40/40 of
+                the largest value are tried for the high end, then for the low one (both at once where symmetric)
+    """
+    low, high = x.amin(-1), x.amax(-1)
+    if observer == "percentile":
+        ends = torch.tensor([0.005 * PERCENT, 1 - 0.005 * PERCENT], dtype=x.dtype, device=x.device)
+        low, high = torch.quantile(x, ends, dim=-1)
+    if observer == "mse":
+        if symmetric:
+            peak = torch.maximum(-low, high)
+            peak = _least(lambda share: _error(x, -share * peak, share * peak, bits, symmetric=True)) * peak
+            return -peak, peak
+        high = _least(lambda share: _error(x, low, share * high, bits, symmetric=False)) * high
+        low = _least(lambda share: _error(x, share * low, high, bits, symmetric=False)) * low
+    return low, high
+
+
+def _least(error: Callable[[float], Tensor]) -> Tensor:
+    """The share, of 1/CANDIDATES to 1, with the least error; elementwise, the largest where several are equal."""
+    best = error(1.0)
+    found = torch.ones_like(best)
+    for step in range(CANDIDATES - 1, 0, -1):
+        tried = error(step / CANDIDATES)
+        found = torch.where(tried < best, step / CANDIDATES, found)
+        best = torch.minimum(tried, best)
+    return found
+
+
+def _error(x: Tensor, low: Tensor, high: Tensor, bits: int, *, symmetric: bool) -> Tensor:
+    """Mean squared error of rounding values [..., n] into ranges [...]."""
+    scale, zero_point = (part.unsqueeze(-1) for part in scale_and_zero_point(low, high, bits=bits, symmetric=symmetric))
+    rounded = (x / scale + zero_point).round_().clamp_(*bounds(bits, signed=symmetric))
+    return rounded.sub_(zero_point).mul_(scale).sub_(x).square_().mean(-1)
+
+
+class Ranges:
+    """The range of one tensor over many batches, by an observer.
+
+    The ends are exact; of the distribution between them `KEPT` values a batch are kept, evenly spaced.
+    """
+
+    def __init__(self, observer: str, *, bits: int, symmetric: bool, name: str = "a layer") -> None:
+        self._observer, self._bits, self._symmetric, self._name = observer, bits, symmetric, name
+        self._ends: list[Tensor] = []
+        self._kept: list[Tensor] = []
+
+    def see(self, x: Tensor) -> None:
+        """Look at one batch of values, of any shape.
+
+        Raises:
+            RefusedError: it holds NaN or infinity.
+        """
+        flat = x.detach().flatten().float()
+        ends = torch.stack(torch.aminmax(flat))
+        if not torch.isfinite(ends).all():
+            raise RefusedError(f"the input of {self._name} holds NaN or infinity in calibration: it has no range.")
+        self._ends.append(ends)
+        if self._observer != "minmax":
+            self._kept.append(flat[:: max(1, flat.numel() // KEPT)][:KEPT].clone())
+
+    def range(self) -> tuple[Tensor, Tensor]:
+        """Low and high end, of no dimension.
+
+        Raises:
+            RefusedError: nothing was seen.
+        """
+        if not self._ends:
+            raise RefusedError(f"{self._name} did not run in calibration: the range of its input is not known.")
+        values = torch.cat([*self._kept, *self._ends] if self._observer == "mse" else self._kept or self._ends)
+        return value_range(values, observer=self._observer, bits=self._bits, symmetric=self._symmetric)
+
+
+def activation_grid(device: str) -> tuple[int, bool]:
+    """Bits and symmetry of int8 activations: affine on processors, where those without VNNI or AMX keep to 7 bits (two
+    products of 8 bits overflow the 16-bit sum of `vpmaddubsw`, silently); symmetric on GPUs."""
+    if device.startswith("cuda"):
+        return 8, True
+    return (8 if torch.cpu._is_vnni_supported() else 7), False
+
+
+def calibrate(model: nn.Module, observers: Mapping[str, str], context: Context) -> dict[str, tuple[Tensor, Tensor]]:
+    """Low and high end of the input of every named layer over the calibration split, by the observer of each.
+
+    Raises:
+        RefusedError: the split is missing or holds NaN or infinity.
+    """
+    bits, symmetric = activation_grid(context.device)
+    found = {name: Ranges(each, bits=bits, symmetric=symmetric, name=name) for name, each in observers.items()}
+
+    def look(seen: Ranges) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            seen.see(args[0] if args else kwargs["input"])
+
+        return hook
+
+    handles = [
+        model.get_submodule(name).register_forward_pre_hook(look(seen), with_kwargs=True)
+        for name, seen in found.items()
+    ]
+    was_training = model.training
+    try:
+        run_calibration(model.eval(), context)
+    finally:
+        model.train(was_training)
+        for handle in handles:
+            handle.remove()
+    return {name: seen.range() for name, seen in found.items()}
+
+
+def run_calibration(model: Callable[..., Any], context: Context) -> None:
+    """Call the model on the calibration split, in batches of the example's size.
+
+    Raises:
+        RefusedError: the split is missing or holds NaN or infinity.
+    """
+    size, seen = rows(context.example), 0
+    with torch.no_grad():
+        for batch in context.task.batches("calibration"):
+            context.check()
+            inputs = context.task.inputs(to_device(batch, context.device))
+            for args, kwargs in cut(inputs, size):
+                _refuse_nonfinite((args, kwargs))
+                seen += 1
+                model(*args, **kwargs)
+    if not seen:
+        raise RefusedError("the calibration split gave no batch: value ranges cannot be read from it.")
+
+
+def _refuse_nonfinite(inputs: Inputs) -> None:
+    for leaf in tree_leaves(inputs):
+        if isinstance(leaf, Tensor) and leaf.is_floating_point() and not torch.isfinite(leaf).all():
+            raise RefusedError("the calibration split holds NaN or infinity: value ranges cannot be read from it.")
