@@ -34,7 +34,7 @@ def compress(parts: Mapping[str, Any], model: "nn.Module", context: Context) -> 
             if number == rounds or stop_loss is not None:
                 for section, technique in TECHNIQUES.items():
                     if section in parts:
-                        model = stack.enter_context(technique.aware(parts[section], model, context))
+                        stack.enter_context(technique.aware(parts[section], model, context))
             model = distillation.apply(distillation.of_round(training, number), model, context)
             too_much = stop_loss is not None and distillation.excess_loss(model, context) > stop_loss
         if too_much:

@@ -13,6 +13,17 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that need a GPU are left out where there is none."""
+    if any(item.get_closest_marker("gpu") for item in items):
+        import torch
+
+        if not torch.cuda.is_available():
+            for item in items:
+                if item.get_closest_marker("gpu"):
+                    item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))
+
+
 @pytest.fixture
 def tiny_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
     """A file system of its own, as large as asked ("256k"), that can really be full."""

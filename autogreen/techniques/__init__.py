@@ -125,10 +125,9 @@ class Technique(ABC):
 
     @classmethod
     @contextmanager
-    def aware(cls, effect: Any, model: "nn.Module", context: Context) -> Iterator["nn.Module"]:
-        """While it lasts, `model` is trained as if it were lowered already (in place; it is what is yielded); at the
-        end it is plain again."""
-        yield model
+    def aware(cls, effect: Any, model: "nn.Module", context: Context) -> Iterator[None]:
+        """While it lasts, `model` computes, in place, as if it were lowered already; at the end it is plain again."""
+        yield
 
     @classmethod
     def lower(cls, effect: Any, model: "nn.Module", context: Context) -> "nn.Module":

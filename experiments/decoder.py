@@ -1,0 +1,258 @@
+"""What compression saves a decoder on an NVIDIA GPU: each policy in decode at batch 1, decode at batch 32 and prefill.
+
+    python experiments/decoder.py OUT.jsonl [--task '{sources: [stdlib]}'] [--phases decode:1,decode:32,prefill:16]
+                                            [--policies none,fp8,...] [--cache FOLDER] [--budget SECONDS]
+
+Every policy is trained once (pruned and distilled) and then served in each phase: lowered, saved, loaded in its best
+runtime (compiled, CUDA graph), profiled for its kernels, scored on validation and test, and measured beside the
+uncompressed model in that model's best runtime. One line of JSON a policy and phase; what a policy's kernels cannot run
+is a line with its reason. Needs no MLflow and no study: one process, one GPU.
+"""
+
+import argparse
+import copy
+import json
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from autogreen import hardware, quality
+from autogreen.anatomy import survey
+from autogreen.compress import compress, lower
+from autogreen.engines import ENGINES, Program, Recipe, profile
+from autogreen.errors import AutogreenError, RefusedError
+from autogreen.measure import Protocol, lease, measure, measure_beside
+from autogreen.meters import choose
+from autogreen.policy import Effect
+from autogreen.space import SearchSpace
+from autogreen.tasks import Inputs, cut, to_device
+from autogreen.tasks.causal_lm import CausalLM
+from autogreen.techniques import TECHNIQUES, Context
+from autogreen.techniques.quantization.schemes import check_kernels
+from autogreen.techniques.trace import layers as traced
+
+DEVICE = "cuda:0"
+PROTOCOL = Protocol(warmup_s=0.5, preheat_s=4.0, window_s=0.3, min_windows=12, max_windows=24, target_relative=0.02)
+TUNING = {"epochs": 12, "alpha": 0.0, "learning_rate": 5e-4, "precision": "bf16"}
+TEACHING = {**TUNING, "alpha": 0.5, "temperature": 2.0}
+
+
+def everywhere(scheme: str) -> dict[str, Any]:
+    """One scheme on all layers."""
+    return {"quantization": [{"target": "*", "scheme": scheme}]}
+
+
+def pruned(*rules: tuple[str, float], **sections: Any) -> dict[str, Any]:
+    """Rules of (structure, ratio), then distilled."""
+    found = [{"target": "*", "structure": s, "ratio": r, "importance": "activation"} for s, r in rules]
+    return {"pruning": found, "distillation": TEACHING, **sections}
+
+
+SHALLOW, NARROW = ("depth", 0.25), ("neuron", 0.25)
+POLICIES: dict[str, dict[str, Any]] = {
+    "tuned": {"distillation": TUNING},
+    **{scheme: everywhere(scheme) for scheme in ("fp8", "w8a8", "w8a8_static", "w4a16", "w8a16")},
+    "fp8 but head": {"quantization": [{"target": "*lm_head", "scheme": "none"}, {"target": "*", "scheme": "fp8"}]},
+    "fp8 head only": {"quantization": [{"target": "*lm_head", "scheme": "fp8"}]},
+    "fp8 feed-forward": {"quantization": [{"target": "*mlp*", "scheme": "fp8"}]},
+    "w4a16 but head": {"quantization": [{"target": "*lm_head", "scheme": "none"}, {"target": "*", "scheme": "w4a16"}]},
+    "shallow": pruned(SHALLOW),
+    "shallow, narrow": pruned(SHALLOW, NARROW),
+    "shallow, fp8": pruned(SHALLOW, **everywhere("fp8")),
+    "shallow, narrow, fp8": pruned(SHALLOW, NARROW, **everywhere("fp8")),
+    "shallow, narrow, w8a8": pruned(SHALLOW, NARROW, **everywhere("w8a8")),
+    "shallow, narrow, w4a16": pruned(SHALLOW, NARROW, **everywhere("w4a16")),
+}
+
+
+class Bench:
+    """The uncompressed model, and what was trained from it."""
+
+    def __init__(self, task: CausalLM, cache: Path) -> None:
+        self.task, self.cache = task, cache
+        began = time.monotonic()
+        self.model = task.build(cache).to(DEVICE).eval()
+        self.built_s = time.monotonic() - began
+        self.meter = choose(DEVICE, "auto")
+        self.trained: dict[str, Any] = {}
+        self.kept: dict[str, Any] = {}
+
+    def example(self, task: CausalLM, batch: int) -> Inputs:
+        found: Inputs = to_device(cut(task.inputs(task.batches("validation")[0]), batch)[0], DEVICE)
+        return found
+
+    def context(self, task: CausalLM, batch: int) -> Context:
+        return Context(
+            task=task,
+            example=self.example(task, batch),
+            seed=0,
+            device=DEVICE,
+            teacher=self.model,
+            check=lambda: None,
+            cache=self.kept,
+        )
+
+    def train(self, parts: Mapping[str, Any]) -> Any:
+        """The Hugging Face model after pruning and distillation."""
+        changes = {section: parts[section] for section in ("pruning", "distillation") if section in parts}
+        if (key := json.dumps(changes, sort_keys=True)) not in self.trained:
+            model = copy.deepcopy(self.model)
+            self.trained[key] = compress(changes, model, self.context(self.task, 1)).lm if changes else model.lm
+        return copy.deepcopy(self.trained[key])
+
+
+class Phase:
+    """One way of calling the model, and the uncompressed model in its best runtime there."""
+
+    def __init__(self, bench: Bench, phase: str, batch: int) -> None:
+        self.bench, self.batch = bench, batch
+        self.task = replace(bench.task, phase=phase)
+        self.name = f"{phase}, batch {batch}"
+        self.scores: dict[str, Any] = {}
+
+    def serve(self, lm: Any, effect: Effect, folder: Path, runtime: Mapping[str, Any]) -> Program:
+        """Lower, save, load, run."""
+        served, context = self.task._served(lm).to(DEVICE), self.bench.context(self.task, self.batch)
+        with torch.no_grad():
+            served(*context.example[0])  # makes the caches
+        model = lower({k: v for k, v in effect.parts.items() if k != "runtime"}, served, context)
+        ENGINES[runtime["engine"]].save(model, context.example, folder)
+        program = Program(folder, Recipe(batch=self.batch, threads=1, device=DEVICE, **runtime))
+        program.run(*context.example)
+        return program
+
+    def reference(self, folder: Path) -> Iterator[dict[str, Any]]:
+        """Measure the uncompressed model in every runtime; keep the best."""
+        best, effect = None, Effect.of({"runtime": {}})
+        for engine, cuda_graph in (("inductor", True), ("eager", True), ("inductor", False)):
+            runtime = {"engine": engine, "cuda_graph": cuda_graph}
+            place = folder / f"{engine}-{cuda_graph}"
+            program = self.serve(copy.deepcopy(self.bench.model.lm), effect, place, runtime)
+            found = self.alone(program)
+            yield {"policy": "uncompressed", "runtime": runtime, **found}
+            if best is None or found["energy_per_item_j"]["mean"] < best:
+                best, self.program = found["energy_per_item_j"]["mean"], program
+        for split in ("validation", "test"):
+            self.scores[split] = self.task.score(self.program, split)
+            yield {"policy": "uncompressed", "split": split, "score": asdict(quality.mean(self.scores[split]))}
+
+    def alone(self, program: Program) -> dict[str, Any]:
+        example = self.bench.example(self.task, self.batch)
+        with lease():
+            found = measure(
+                lambda: program.run(*example),
+                items=self.task.items(example),
+                meter=self.bench.meter,
+                protocol=PROTOCOL,
+                synchronize=hardware.synchronizer(DEVICE),
+            )
+        return {
+            "energy_per_item_j": asdict(found.energy_per_item_j),
+            "latency_s": asdict(found.latency_s),
+            "tier": found.tier,
+        }
+
+    def candidate(self, settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+        """Everything about one policy in this phase."""
+        example = self.bench.example(self.task, self.batch)
+        served = self.task._served(copy.deepcopy(self.bench.model.lm)).to(DEVICE)
+        anatomy = survey(served, example, tuple(TECHNIQUES))
+        effect = SearchSpace.from_json(dict(settings)).policy().effect(anatomy)
+        if reason := effect.refusal(anatomy, DEVICE, self.batch):
+            raise RefusedError(reason)
+        lm = self.bench.train(effect.parts)
+        layers = traced(self.task._served(copy.deepcopy(lm)).to(DEVICE), example)
+        program = self.serve(lm, effect, folder, {"engine": "inductor", "cuda_graph": True})
+        ran = profile.trace(program, example)
+        by_layer = check_kernels(effect.parts.get("quantization", {}), layers, ran.products, DEVICE)
+        losses = {}
+        for split, theirs in self.scores.items():
+            losses[split] = asdict(quality.loss(theirs, self.task.score(program, split)))
+        items = self.task.items(example)
+        with lease():
+            beside = measure_beside(
+                lambda: program.run(*example),
+                lambda: self.program.run(*example),
+                items=items,
+                reference_items=items,
+                meter=self.bench.meter,
+                protocol=PROTOCOL,
+                synchronize=hardware.synchronizer(DEVICE),
+            )
+        return {
+            "effect": effect.parts,
+            "ratio": asdict(beside.ratio),
+            "loss": losses,
+            "energy_per_item_j": asdict(beside.candidate.energy_per_item_j),
+            "latency_s": asdict(beside.candidate.latency_s),
+            "warnings": list(beside.candidate.warnings),
+            "kernels": [asdict(kernel) for kernel in ran.kernels],
+            "layers": by_layer,
+            "parameters": sum(parameter.numel() for parameter in lm.parameters()),
+        }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--task", default="{}", help="settings of causal_lm, YAML")
+    parser.add_argument("--phases", default="decode:32,prefill:16,decode:1")
+    parser.add_argument("--policies", default=",".join(name.replace(",", "+") for name in POLICIES))
+    parser.add_argument("--cache", type=Path, default=Path("runs/.cache"))
+    parser.add_argument("--budget", type=float, default=3600.0, help="seconds after which no new policy begins")
+    given = parser.parse_args()
+    began = time.monotonic()
+    bench = Bench(CausalLM(**{"dtype": "bfloat16", **yaml.safe_load(given.task)}), given.cache)
+    config = bench.model.lm.config.to_dict()
+    sizes = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+    with given.out.open("a") as out:
+
+        def tell(line: Mapping[str, Any]) -> None:
+            out.write(json.dumps({"seconds": round(time.monotonic() - began, 1), **line}) + "\n")
+            out.flush()
+
+        tell(
+            {
+                "task": repr(bench.task),
+                "hardware": hardware.describe(DEVICE),
+                "date": datetime.now(UTC).isoformat(timespec="seconds"),
+                "config": {key: config.get(key) for key in (*sizes, "vocab_size")},
+                "parameters": sum(parameter.numel() for parameter in bench.model.parameters()),
+                "built_s": round(bench.built_s, 1),
+                "protocol": asdict(PROTOCOL),
+                "tier": bench.meter.tier,
+                "boundary": bench.meter.boundary,
+            }
+        )
+        for text in given.phases.split(","):
+            phase = Phase(bench, *(lambda name, batch: (name, int(batch)))(*text.split(":")))
+            with tempfile.TemporaryDirectory() as folder:
+                for line in phase.reference(Path(folder)):
+                    tell({"phase": phase.name, **line})
+                for number, name in enumerate(given.policies.split(",")):
+                    if time.monotonic() - began > given.budget:
+                        break
+                    name = name.replace("+", ",")
+                    try:
+                        found = phase.candidate(POLICIES[name], Path(folder, str(number)))
+                        tell({"phase": phase.name, "policy": name, **found})
+                    except AutogreenError as error:
+                        tell({"phase": phase.name, "policy": name, "refused": str(error)})
+                    except Exception as error:  # noqa: BLE001 - the others are still wanted
+                        tell({"phase": phase.name, "policy": name, "failed": f"{type(error).__name__}: {error}"})
+                        traceback.print_exc()
+                    torch._dynamo.reset()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
