@@ -117,7 +117,9 @@ class Evaluator:
             start = copy.deepcopy(self._start(request.start, student)).to(self.setup.device)
             trained = compress(parts, start, self._context(example, request.seed, watch.check))
             lowered, layers = parts.get("quantization", {}), traced(trained, example)
-            work = floor.count(trained, example, precisions(lowered, self.setup.device), narrowest_bytes(lowered))
+            sparse = parts.get("pruning", {}).get("n:m", ()) if self.setup.device.startswith("cuda") else ()
+            planned = {**precisions(lowered, self.setup.device), **dict.fromkeys(sparse, "sparse")}  # bounds nothing
+            work = floor.count(trained, example, planned, 1.0 if sparse else narrowest_bytes(lowered))
 
         folder = study / "artifacts" / request.key
         partial = folder.with_name(f".{folder.name}.{os.getpid()}")

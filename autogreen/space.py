@@ -21,7 +21,7 @@ from autogreen.anatomy import Anatomy
 from autogreen.errors import ConfigError, RefusedError
 from autogreen.policy import SECTIONS, Policy, build_setting, section_class
 from autogreen.schema import check_keys, read_yaml
-from autogreen.techniques import Unit, matches
+from autogreen.techniques import Unit, matches, unreached
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -140,8 +140,8 @@ class SearchSpace:
                 hit = [unit for unit in reached if matches(pattern, unit)]
                 if not hit:
                     raise RefusedError(
-                        f"{section}: {pattern!r} matches nothing that {section} can treat in {anatomy.model}. "
-                        f"Treatable: {', '.join(unit.name for unit in reached) or 'nothing'}."
+                        f"{section}: {pattern!r} matches nothing that {section} can treat in {anatomy.model}"
+                        f"{unreached(pattern, structure, units)}"
                     )
                 fresh = [unit for unit in hit if (unit.structure, unit.name) not in covered]
                 covered.update((unit.structure, unit.name) for unit in hit)

@@ -58,8 +58,7 @@ def _section(section: str, part: Any) -> str:
     if not part:
         return ""
     if section == "pruning":
-        kept, before = sum(unit["width"] for unit in part.values()), sum(unit["of"] for unit in part.values())
-        return f"−{100 * (1 - kept / before):.0f} % channels ×{len(part)}"
+        return ", ".join(_removed(structure, said) for structure, said in sorted(part.items()))
     if section == "distillation":
         said = [f"student of {part['student']:g} the width"] if "student" in part else []
         said += [f"distilled {_count(part['epochs'], 'epoch')}"] if part["epochs"] else []
@@ -75,6 +74,23 @@ def _section(section: str, part: Any) -> str:
     if section == "runtime":
         return str(part["engine"])
     return section
+
+
+NOUNS = {"channel": "channels", "neuron": "neurons", "head": "heads", "depth": "blocks", "weight": "weights"}
+
+
+def _removed(structure: str, said: Any) -> str:
+    """What pruning removes of one structure, or of units that are ranked together."""
+    if structure == "global":
+        pools = (f"−{100 * pool['ratio']:.0f} % {NOUNS[pool['structure']]} of {len(pool['units'])}" for pool in said)
+        return ", ".join(pools)
+    if structure == "n:m":
+        return f"2:4 ×{len(said)}"
+    if structure == "weight":
+        share = sum(unit["sparsity"] for unit in said.values()) / len(said)
+    else:
+        share = 1 - sum(unit["width"] for unit in said.values()) / sum(unit["of"] for unit in said.values())
+    return f"−{100 * share:.0f} % {NOUNS[structure]} ×{len(said)}"
 
 
 def _count(number: int, noun: str) -> str:

@@ -241,3 +241,124 @@ class Wrapped(nn.Module):
     def forward(self, x: Tensor) -> Output:
         hidden = self.body.layers(x)
         return Output(logits=self.body.head(hidden), hidden=hidden)
+
+
+class Bottleneck(nn.Module):
+    """x + f(x), channels as they were."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(*conv_bn(channels, 24), nn.ReLU(), *conv_bn(24, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.inner(x)
+
+
+class Stacked(nn.Module):
+    """A stack of residual blocks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(*conv_bn(3, 16), nn.ReLU())
+        self.blocks = nn.Sequential(*(Bottleneck(16) for _ in range(4)))
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.blocks(self.stem(x)).relu().mean((2, 3)))
+
+
+class FusedAttention(nn.Module):
+    """Heads out of one qkv layer, as vision transformers have them."""
+
+    def __init__(self, features: int, heads: int) -> None:
+        super().__init__()
+        self.num_heads, self.head_dim = heads, features // heads
+        self.qkv = nn.Linear(features, 3 * features)
+        self.proj = nn.Linear(features, features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, tokens, _ = x.shape
+        q, k, v = self.qkv(x).reshape(n, tokens, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
+        mixed = nn.functional.scaled_dot_product_attention(q, k, v)
+        return self.proj(mixed.transpose(1, 2).reshape(n, tokens, self.num_heads * self.head_dim))
+
+
+class VitBlock(nn.Module):
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(features), nn.LayerNorm(features)
+        self.attn = FusedAttention(features, 4)
+        self.mlp = nn.Sequential(nn.Linear(features, 64), nn.GELU(), nn.Linear(64, features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class Vit(nn.Module):
+    """Patches of 2 x 2, a learnt position, blocks, the mean."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch = nn.Conv2d(3, 32, 2, stride=2)
+        self.position = nn.Parameter(torch.randn(1, 16, 32))
+        self.blocks = nn.ModuleList(VitBlock(32) for _ in range(3))
+        self.norm = nn.LayerNorm(32)
+        self.head = nn.Linear(32, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patch(x).flatten(2).transpose(1, 2) + self.position
+        for block in self.blocks:
+            x = block(x)
+        return self.head(self.norm(x).mean(1))
+
+
+class Bert(nn.Module):
+    """Hugging Face's BERT, tiny, with a pooled classifier."""
+
+    def __init__(self, layers: int = 3) -> None:
+        super().__init__()
+        from transformers import BertConfig, BertModel
+
+        config = BertConfig(
+            vocab_size=60,
+            hidden_size=32,
+            num_hidden_layers=layers,
+            num_attention_heads=4,
+            intermediate_size=64,
+            max_position_embeddings=16,
+        )
+        self.encoder = BertModel(config, add_pooling_layer=False)
+        self.head = nn.Linear(32, 5)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        found = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        return self.head(found.mean(1))
+
+
+class Lm(nn.Module):
+    """Hugging Face's Llama, tiny, with grouped-query attention, behind a wrapper."""
+
+    def __init__(self, kind: str = "Llama", layers: int = 3, **changes: Any) -> None:
+        super().__init__()
+        import transformers
+
+        settings = {
+            "vocab_size": 300,
+            "hidden_size": 64,
+            "intermediate_size": 128,
+            "num_hidden_layers": layers,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "tie_word_embeddings": False,
+            **changes,
+        }
+        config = getattr(transformers, f"{kind}Config")(**settings)
+        self.lm = getattr(transformers, f"{kind}ForCausalLM")(config)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        return self.lm(input_ids=input_ids, use_cache=False).logits
+
+
+def tokens(count: int = 2, length: int = 8, vocabulary: int = 60, seed: int = 1) -> Tensor:
+    return torch.randint(0, vocabulary, (count, length), generator=torch.Generator().manual_seed(seed))

@@ -391,7 +391,7 @@ def test_wording() -> None:
     assert spread(Interval(mean=2.31e-3, low=2.2e-3, high=2.42e-3), "J") == "2.31 mJ (2.20–2.42)"
     assert plain_spread(Interval(mean=0.003, low=-0.001, high=-0.0)) == "0.0030 (−0.0010 to 0.0000)"
     effect = {
-        "pruning": {"a": {"width": 16, "of": 32, "importance": "magnitude"}, "b": {"width": 64, "of": 64}},
+        "pruning": {"channel": {"a": {"width": 16, "of": 32, "importance": "magnitude"}, "b": {"width": 64, "of": 64}}},
         "distillation": {"epochs": 3, "alpha": 0.5},
         "quantization": {"a": "w8a8_static", "b": "bf16", "c": "w8a8_static"},
         "parallelism": {"threads": 1, "batch": 64},

@@ -40,7 +40,8 @@ ATTENTION = (
     "aten::_scaled_dot_product_efficient_attention",
     "aten::_scaled_dot_product_cudnn_attention",
 )
-KERNELS = (*MATRIX, *CONVOLUTION, *ATTENTION)
+SPARSE = ("aten::_cslt_sparse_mm",)  # its packed operand does not tell its size
+KERNELS = (*MATRIX, *CONVOLUTION, *ATTENTION, *SPARSE)
 PRECISIONS: dict[str, Precision] = {"c10::BFloat16": "bfloat16", "c10::Half": "float16"}
 
 

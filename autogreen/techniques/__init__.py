@@ -140,6 +140,15 @@ def matches(pattern: str, unit: Unit) -> bool:
     return any(fnmatchcase(member, pattern) for member in unit.members)
 
 
+def unreached(pattern: str, structure: str, units: Sequence[Unit]) -> str:
+    """How a message about a glob without a match of this structure ends: what there is, and as what it would match."""
+    there = ", ".join(unit.name for unit in units if unit.structure == structure) or "nothing"
+    others = (unit for unit in units if unit.structure != structure and matches(pattern, unit))
+    elsewhere = dict.fromkeys(unit.structure for unit in others)
+    hint = f" It would match as {' or '.join(map(repr, elsewhere))}." if elsewhere else ""
+    return f"{f' as {structure!r}' if structure else ''}. Treatable: {there}.{hint}"
+
+
 class Rule(Protocol):
     """A setting with a target."""
 
@@ -156,12 +165,11 @@ def assign(rules: Sequence[Any], units: Sequence[Unit], technique: str) -> Itera
             under rules that say different things.
     """
     for rule in rules:
-        reached = [unit for unit in units if unit.structure == _structure(rule)]
-        if not any(matches(rule.target, unit) for unit in reached):
+        structure = _structure(rule)
+        if not any(matches(rule.target, unit) for unit in units if unit.structure == structure):
+            told = unreached(rule.target, structure, units)
             raise RefusedError(
-                f"{technique}: target {rule.target!r} matches nothing that {technique} can treat in this model"
-                f"{f' as {_structure(rule)!r}' if _structure(rule) else ''}. "
-                f"Treatable: {', '.join(unit.name for unit in reached) or 'nothing'}."
+                f"{technique}: target {rule.target!r} matches nothing that {technique} can treat in this model{told}"
             )
     for unit in units:
         reaching = [rule for rule in rules if _structure(rule) == unit.structure]

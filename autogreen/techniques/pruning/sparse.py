@@ -1,0 +1,76 @@
+"""Layers of the 2:4 pattern on NVIDIA's sparse matrix units, through cuSPARSELt.
+
+Source: Mishra et al., Accelerating Sparse Deep Neural Networks, 2021.
+"""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from autogreen.errors import EvaluationError
+from autogreen.techniques import Unit
+from autogreen.techniques.pruning.blocks import gone
+from autogreen.techniques.pruning.masks import is_two_of_four
+
+CAPABILITY = (8, 0)
+SIZES = 16  # outputs and inputs of a layer in 16 bits are multiples of it
+ROWS = 8  # of the other operand
+
+
+class SemiSparse(nn.Module):
+    """A linear layer, in float16 where it was trained so and else in bfloat16; casts stand at its edges.
+
+    packed: what cuSPARSELt makes of the weight, values and places in one tensor: a plain buffer, so that archives hold
+    it. Inputs [..., in] and outputs [..., out] are of the model's own type.
+    """
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        kind = layer.weight.dtype if layer.weight.dtype == torch.float16 else torch.bfloat16
+        self.in_features, self.out_features = layer.in_features, layer.out_features
+        self.register_buffer("packed", torch._cslt_compress(layer.weight.detach().to(kind).contiguous()))
+        self.register_buffer("bias", None if layer.bias is None else layer.bias.detach().to(kind))
+
+    def forward(self, x: Tensor) -> Tensor:
+        packed: Tensor = self.get_buffer("packed")
+        rows = x.reshape(-1, self.in_features).to(packed.dtype)
+        missing = -rows.shape[0] % ROWS
+        padded = nn.functional.pad(rows, (0, 0, 0, missing)) if missing else rows
+        y: Tensor = torch._cslt_sparse_mm(packed, padded.t(), bias=self.bias, transpose_result=True)  # type: ignore[arg-type]
+        return y[: rows.shape[0]].reshape(*x.shape[:-1], self.out_features).to(x.dtype)
+
+
+def misfit(unit: Unit, device: str) -> str | None:
+    """Why the kernel cannot run this layer on this GPU, or None."""
+    if not torch.backends.cusparselt.is_available():
+        return "this build of torch has no cuSPARSELt, the zeros would save nothing"
+    found = torch.cuda.get_device_capability(device)
+    if found < CAPABILITY:
+        return f"sparse matrix units came with compute capability 8.0, this GPU has {'.'.join(map(str, found))}"
+    if unit.width % SIZES or unit.inputs % SIZES:
+        return f"cuSPARSELt wants sizes that {SIZES} divides, the layer has {unit.inputs} x {unit.width}"
+    return None
+
+
+def to_sparse(model: nn.Module, names: Iterable[str]) -> nn.Module:
+    """Replace the named linear layers, in place; those that went with a block are skipped.
+
+    Raises:
+        EvaluationError: a layer has lost the pattern, or has been narrowed to a size that the kernel does not take.
+    """
+    for name in sorted(names):
+        if gone(model, name):
+            continue
+        owner, _, key = name.rpartition(".")
+        layer = model.get_submodule(name)
+        assert isinstance(layer, nn.Linear), "only linear layers are units of n:m"
+        if layer.in_features % SIZES or layer.out_features % SIZES:
+            raise EvaluationError(
+                f"pruning: {name!r} was narrowed to {layer.in_features} x {layer.out_features}; cuSPARSELt wants sizes "
+                f"that {SIZES} divides. Give the layers around it round_to: {SIZES}."
+            )
+        if not is_two_of_four(layer.weight):
+            raise EvaluationError(f"pruning: {name!r} has lost its zeros in training; it is no longer 2:4.")
+        model.get_submodule(owner)._modules[key] = SemiSparse(layer)
+    return model
