@@ -180,6 +180,7 @@ class CausalLM(Task):
                 learning_rate=self.learning_rate,
                 seed=self.seed,
                 device=_device(),
+                precision="bf16" if _device() == "cuda" else "float32",
             )
             partial = folder.with_name(f".{folder.name}.{os.getpid()}")
             lm.cpu().save_pretrained(partial)

@@ -130,7 +130,9 @@ class Quantization(Technique):
 
         The parameters and their names stay; on leaving, the model computes with them as before.
         """
-        learning = {layer: found for layer, word in effect.items() if (found := Treatment.read(word)).qat}
+        here = {name for name, _ in model.named_modules()}
+        asked = {layer: Treatment.read(word) for layer, word in effect.items() if layer in here}
+        learning = {layer: found for layer, found in asked.items() if found.qat}
         if not learning:
             yield
             return
@@ -151,7 +153,8 @@ class Quantization(Technique):
         from autogreen.techniques.quantization.folding import fold_batch_norm
         from autogreen.techniques.quantization.graph import to_int8
 
-        treatments = {layer: Treatment.read(word) for layer, word in effect.items()}
+        here = {name for name, _ in model.named_modules()}  # a layer may have gone with its block
+        treatments = {layer: Treatment.read(word) for layer, word in effect.items() if layer in here}
         target = Target(device=context.device, engine="", batch=rows(context.example))
         for unit in cls.units(model, context.example):
             for layer in set(unit.members) & set(treatments):
