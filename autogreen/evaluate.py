@@ -24,7 +24,7 @@ from autogreen import floor, hardware, quality
 from autogreen.anatomy import survey
 from autogreen.billing import Watch
 from autogreen.compress import compress, lower
-from autogreen.engines import ENGINES, Program, Recipe, profile
+from autogreen.engines import ENGINES, Program, Recipe, cores, profile
 from autogreen.errors import AutogreenError, EvaluationError, MeterError, RefusedError
 from autogreen.evaluation import Evaluation, Published, Request
 from autogreen.measure import lease, measure, measure_beside, rest_w
@@ -370,7 +370,7 @@ class Evaluator:
         return self._costs
 
     def _all_cores(self) -> None:
-        torch.set_num_threads(os.cpu_count() or 1)
+        torch.set_num_threads(cores())
 
 
 def _joined(parts: list[Inputs]) -> Inputs:

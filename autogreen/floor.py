@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autogreen import hardware
+from autogreen.engines import cores
 from autogreen.errors import ConfigError, MeterError
 from autogreen.measure import lease, measure
 from autogreen.measurement import Interval, Measurement, Protocol
@@ -337,15 +338,13 @@ def measure_costs(
 
 def _cheapest(call: Callable[[], object], amount: float, device: str, meter: Meter, protocol: Protocol) -> Interval:
     """With one thread, half of all and all of them (where two share a core, half is one a core), the cheapest one."""
-    import os
-
     import torch
 
     if device.startswith("cuda"):
         synchronize = hardware.synchronizer(device)
         return unit_cost_pj(call, amount, meter=meter, protocol=protocol, synchronize=synchronize)
-    costs, cores = [], os.cpu_count() or 1
-    for threads in sorted({1, max(1, cores // 2), cores}):
+    costs, most = [], cores()
+    for threads in sorted({1, max(1, most // 2), most}):
         torch.set_num_threads(threads)
         costs.append(unit_cost_pj(call, amount, meter=meter, protocol=protocol))
     return min(costs, key=lambda cost: cost.mean)

@@ -30,11 +30,16 @@ ENGINES = Table(
 Mode = Literal["default", "max-autotune"]
 
 
+def cores() -> int:
+    """Processors that this process may run on: fewer than the machine has where it is pinned (taskset, a scheduler)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def environment(device: str) -> dict[str, str]:
     """Variables of every process that measures or verifies on a device; what the user has set himself goes before."""
     # Compilers run as our own children: billed, and gone with their process group. On a GPU more than one would mean a
     # pool of processes that outlives them (Triton's); on a CPU they are waited for by threads.
-    compilers = 1 if device.startswith("cuda") else os.cpu_count() or 1
+    compilers = 1 if device.startswith("cuda") else cores()
     return {
         "TORCHINDUCTOR_COMPILE_THREADS": str(compilers),
         # OpenMP threads that wait by spinning train 3 times slower beside one foreign job, and look like energy

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from autogreen.engines import cores
 from autogreen.errors import ConfigError
 from autogreen.techniques import Target, Technique, Unit
 
@@ -37,9 +38,6 @@ class Parallelism(Technique):
 
     @classmethod
     def refusal(cls, effect: dict[str, Any], units: Sequence[Unit], target: Target) -> str | None:
-        import os
-
-        cores = os.cpu_count() or 1
-        if effect["threads"] > cores:
-            return f"threads: {effect['threads']} on a machine with {cores} cores"
+        if effect["threads"] > cores():
+            return f"threads: {effect['threads']} on a machine with {cores()} cores for this process"
         return None
