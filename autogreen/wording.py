@@ -72,7 +72,8 @@ def _section(section: str, part: Any) -> str:
         batch = f", batch {part['batch']}" if "batch" in part else ""
         return _count(part["threads"], "thread") + batch
     if section == "runtime":
-        return str(part["engine"])
+        mode = f" {part['mode']}" if "mode" in part else ""
+        return f"{part['engine']}{mode}{', CUDA graph' if part.get('cuda_graph') else ''}"
     return section
 
 

@@ -395,7 +395,7 @@ def test_wording() -> None:
         "distillation": {"epochs": 3, "alpha": 0.5},
         "quantization": {"a": "w8a8_static", "b": "bf16", "c": "w8a8_static"},
         "parallelism": {"threads": 1, "batch": 64},
-        "runtime": {"engine": "inductor"},
+        "runtime": {"engine": "inductor", "mode": "max-autotune", "cuda_graph": True},
         "sparsity": {"kind": "2:4"},
     }
     said = words(effect)
@@ -404,6 +404,7 @@ def test_wording() -> None:
         "distilled 3 epochs",
         "bf16 ×1, w8a8_static ×2",
         "1 thread, batch 64",
+        "inductor max-autotune, CUDA graph",
         "sparsity",
     ):
         assert part in said

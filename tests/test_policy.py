@@ -75,13 +75,13 @@ def test_layers_that_no_rule_names_are_left_alone() -> None:
         quantization=[{"target": "head", "scheme": "w8a8_static"}], pruning=[{"target": "stem.0", "ratio": 0.5}]
     )
     assert found["quantization"] == {"head": "w8a8_static"}
-    assert found["pruning"] == {"stem.0": {"width": 16, "of": 32, "importance": "magnitude"}}
+    assert found["pruning"] == {"channel": {"stem.0": {"width": 16, "of": 32, "importance": "magnitude"}}}
 
 
 def test_a_glob_names_any_member_of_a_group() -> None:
     group = ANATOMY.units["pruning"][0]
     assert matches("blocks.1.conv2", group) and matches("*.conv2", group) and not matches("*.conv1", group)
-    assert parts(pruning=[{"target": "blocks.1.conv2", "ratio": 0.5}])["pruning"]["stem.0"]["width"] == 16
+    assert parts(pruning=[{"target": "blocks.1.conv2", "ratio": 0.5}])["pruning"]["channel"]["stem.0"]["width"] == 16
 
 
 def test_rules_that_agree_within_a_group_do_not_conflict() -> None:
