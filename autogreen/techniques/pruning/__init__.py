@@ -212,5 +212,5 @@ def _divides(unit: Unit, width: int) -> bool:
 def _on_the_way(structure: str, setting: Mapping[str, Any], share: float) -> dict[str, Any]:
     step = math.gcd(setting["width"], STEPS[structure])
     left = setting["of"] - share * (setting["of"] - setting["width"])
-    width = min(setting["of"], max(setting["width"], round(left / step) * step))
+    width = min(setting["of"], max(setting["width"], math.floor(left / step + 0.5) * step))
     return {**setting, "width": width}
