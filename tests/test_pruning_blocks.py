@@ -140,9 +140,8 @@ def test_without_blocks_the_others_follow_each_other(
     shorter = copy.deepcopy(model)
     owner, _, leaf = stack.rpartition(".")
     container: Any = shorter.get_submodule(stack)
-    setattr(shorter.get_submodule(owner), leaf, type(container)([container[n] for n in stay]))
-    if family == "residual":
-        shorter.blocks = nn.Sequential(*[container[n] for n in stay])
+    left = [container[n] for n in stay]
+    setattr(shorter.get_submodule(owner), leaf, nn.Sequential(*left) if family == "residual" else nn.ModuleList(left))
     run = (lambda net: net(**given)) if isinstance(given, dict) else (lambda net: net(given))
     with torch.no_grad():
         torch.testing.assert_close(run(shallow), run(shorter), rtol=1e-4, atol=1e-4)

@@ -1,4 +1,4 @@
-"""Hugging Face decoders with grouped-query attention: equal widths in every layer, and a plain config that tells them."""
+"""Hugging Face decoders with grouped-query attention: equal widths in every layer, and a plain config tells them."""
 
 import copy
 from typing import Any
