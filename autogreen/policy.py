@@ -94,12 +94,7 @@ class Effect:
     def refusal(self, anatomy: Anatomy, device: str, batch: int | None) -> str | None:
         """Why this cannot really be applied on the device, or None. batch: the workload's, where it fixes one."""
         parts = self.parts
-        target = Target(
-            device=device,
-            engine=self.engine,
-            batch=batch or parts.get("parallelism", {}).get("batch"),
-            tuned="distillation" in parts,
-        )
+        target = Target(device=device, engine=self.engine, batch=batch or parts.get("parallelism", {}).get("batch"))
         for section, technique in TECHNIQUES.items():
             if section in parts:
                 units: Sequence[Any] = anatomy.units.get(section, ())

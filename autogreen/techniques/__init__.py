@@ -76,12 +76,11 @@ class Context:
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """Where an effect shall run. batch: examples a call, None where policies still choose. tuned: the policy trains."""
+    """Where an effect shall run. batch: examples a call, None where policies still choose."""
 
     device: str
     engine: str
     batch: int | None = None
-    tuned: bool = False
 
 
 class Technique(ABC):

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
 from autogreen.errors import ConfigError, RefusedError
 from autogreen.registry import nearest
@@ -108,6 +108,19 @@ class Quantization(Technique):
         }
 
     @classmethod
+    def settle(cls, effect: Mapping[str, str], parts: Mapping[str, Any]) -> Mapping[str, str]:
+        """Raises:
+        RefusedError: layers shall learn to be rounded, but nothing trains.
+        """
+        learning = [layer for layer, word in effect.items() if Treatment.read(word).qat]
+        if learning and not (parts.get("distillation") or {}).get("epochs"):
+            raise RefusedError(
+                f"quantization: qat for {', '.join(learning)}, but nothing trains in this policy. Give it a "
+                "distillation section with an epoch or more, or leave qat out."
+            )
+        return effect
+
+    @classmethod
     def refusal(cls, effect: Mapping[str, str], units: Sequence[Unit], target: Target) -> str | None:
         by_layer = {layer: unit for unit in units for layer in unit.members}
         named = schemes(effect)
@@ -118,14 +131,11 @@ class Quantization(Technique):
             for layer in chosen:
                 if layer in by_layer and (reason := misfit(scheme, by_layer[layer], target)):
                     return f"scheme {scheme!r} for {layer}: {reason}"
-        learning = [layer for layer, word in effect.items() if Treatment.read(word).qat]
-        if learning and not target.tuned:
-            return f"qat for {', '.join(learning)}: nothing trains in this policy; give it a distillation section"
         return None
 
     @classmethod
     @contextmanager
-    def aware(cls, effect: Mapping[str, str], model: "nn.Module", context: Context) -> Iterator[None]:
+    def aware(cls, effect: Mapping[str, str], model: "nn.Module", context: Context) -> Iterator["nn.Module"]:
         """While this lasts, layers with `qat` compute as if they were quantized; gradients pass straight through.
 
         The parameters and their names stay; on leaving, the model computes with them as before.
@@ -134,12 +144,12 @@ class Quantization(Technique):
         asked = {layer: Treatment.read(word) for layer, word in effect.items() if layer in here}
         learning = {layer: found for layer, found in asked.items() if found.qat}
         if not learning:
-            yield
+            yield model
             return
         from autogreen.techniques.quantization.aware import rounding
 
         with rounding(model, learning, context):
-            yield
+            yield model
 
     @classmethod
     def lower(cls, effect: Mapping[str, str], model: "nn.Module", context: Context) -> "nn.Module":
