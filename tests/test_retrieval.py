@@ -274,7 +274,7 @@ def test_what_is_filled_up_changes_nothing() -> None:
         assert torch.allclose(encoder(**filled), encoder(**batch), atol=1e-6)
 
 
-def test_batches_are_pairs(cache: Path) -> None:
+def test_batches_are_pairs() -> None:
     task, texts = Retrieval(**SMALL), read(16, None)
     batches = task.batches("train")
     assert {len(batch["input_ids"]) for batch in batches} == {16}
