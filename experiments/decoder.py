@@ -41,7 +41,7 @@ from autogreen.techniques.quantization.schemes import check_kernels
 from autogreen.techniques.trace import layers as traced
 
 DEVICE = "cuda:0"
-PROTOCOL = Protocol(warmup_s=0.5, preheat_s=4.0, window_s=0.3, min_windows=12, max_windows=24, target_relative=0.02)
+PROTOCOL = Protocol(warmup_s=0.5, preheat_s=2.0, window_s=0.3, min_windows=12, max_windows=24, target_relative=0.02)
 TUNING = {"epochs": 12, "alpha": 0.0, "learning_rate": 5e-4, "precision": "bf16"}
 TEACHING = {**TUNING, "alpha": 0.5, "temperature": 2.0}
 

@@ -135,7 +135,7 @@ class Quantization(Technique):
 
     @classmethod
     @contextmanager
-    def aware(cls, effect: Mapping[str, str], model: "nn.Module", context: Context) -> Iterator["nn.Module"]:
+    def aware(cls, effect: Mapping[str, str], model: "nn.Module", context: Context) -> Iterator[None]:
         """While this lasts, layers with `qat` compute as if they were quantized; gradients pass straight through.
 
         The parameters and their names stay; on leaving, the model computes with them as before.
@@ -144,12 +144,12 @@ class Quantization(Technique):
         asked = {layer: Treatment.read(word) for layer, word in effect.items() if layer in here}
         learning = {layer: found for layer, found in asked.items() if found.qat}
         if not learning:
-            yield model
+            yield
             return
         from autogreen.techniques.quantization.aware import rounding
 
         with rounding(model, learning, context):
-            yield model
+            yield
 
     @classmethod
     def lower(cls, effect: Mapping[str, str], model: "nn.Module", context: Context) -> "nn.Module":
