@@ -33,6 +33,7 @@ from autogreen.errors import AutogreenError, RefusedError
 from autogreen.measure import Protocol, lease, measure, measure_beside
 from autogreen.meters import choose
 from autogreen.policy import Effect
+from autogreen.schema import build
 from autogreen.space import SearchSpace
 from autogreen.tasks import Inputs, cut, to_device
 from autogreen.tasks.causal_lm import CausalLM
@@ -66,11 +67,11 @@ POLICIES: dict[str, dict[str, Any]] = {
     "fp8 feed-forward": {"quantization": [{"target": "*mlp*", "scheme": "fp8"}]},
     "w4a16 but head": {"quantization": [{"target": "*lm_head", "scheme": "none"}, {"target": "*", "scheme": "w4a16"}]},
     "shallow": pruned(SHALLOW),
-    "shallow, narrow": pruned(SHALLOW, NARROW),
-    "shallow, fp8": pruned(SHALLOW, **everywhere("fp8")),
-    "shallow, narrow, fp8": pruned(SHALLOW, NARROW, **everywhere("fp8")),
-    "shallow, narrow, w8a8": pruned(SHALLOW, NARROW, **everywhere("w8a8")),
-    "shallow, narrow, w4a16": pruned(SHALLOW, NARROW, **everywhere("w4a16")),
+    "shallow+narrow": pruned(SHALLOW, NARROW),
+    "shallow+fp8": pruned(SHALLOW, **everywhere("fp8")),
+    "shallow+narrow+fp8": pruned(SHALLOW, NARROW, **everywhere("fp8")),
+    "shallow+narrow+w8a8": pruned(SHALLOW, NARROW, **everywhere("w8a8")),
+    "shallow+narrow+w4a16": pruned(SHALLOW, NARROW, **everywhere("w4a16")),
 }
 
 
@@ -133,7 +134,7 @@ class Phase:
     def reference(self, folder: Path) -> Iterator[dict[str, Any]]:
         """Measure the uncompressed model in every runtime; keep the best."""
         best, effect = None, Effect.of({"runtime": {}})
-        for engine, cuda_graph in (("inductor", True), ("eager", True), ("inductor", False)):
+        for engine, cuda_graph in (("inductor", True), ("eager", True)):
             runtime = {"engine": engine, "cuda_graph": cuda_graph}
             place = folder / f"{engine}-{cuda_graph}"
             program = self.serve(copy.deepcopy(self.bench.model.lm), effect, place, runtime)
@@ -170,7 +171,10 @@ class Phase:
         if reason := effect.refusal(anatomy, DEVICE, self.batch):
             raise RefusedError(reason)
         lm = self.bench.train(effect.parts)
-        layers = traced(self.task._served(copy.deepcopy(lm)).to(DEVICE), example)
+        with torch.no_grad():
+            served = self.task._served(copy.deepcopy(lm)).to(DEVICE)
+            served(*example[0])  # makes the caches
+        layers = traced(served, example)
         program = self.serve(lm, effect, folder, {"engine": "inductor", "cuda_graph": True})
         ran = profile.trace(program, example)
         by_layer = check_kernels(effect.parts.get("quantization", {}), layers, ran.products, DEVICE)
@@ -206,12 +210,13 @@ def main() -> int:
     parser.add_argument("out", type=Path)
     parser.add_argument("--task", default="{}", help="settings of causal_lm, YAML")
     parser.add_argument("--phases", default="decode:32,prefill:16,decode:1")
-    parser.add_argument("--policies", default=",".join(name.replace(",", "+") for name in POLICIES))
+    parser.add_argument("--policies", default=",".join(POLICIES))
     parser.add_argument("--cache", type=Path, default=Path("runs/.cache"))
     parser.add_argument("--budget", type=float, default=3600.0, help="seconds after which no new policy begins")
     given = parser.parse_args()
     began = time.monotonic()
-    bench = Bench(CausalLM(**{"dtype": "bfloat16", **yaml.safe_load(given.task)}), given.cache)
+    task = build(CausalLM, {"dtype": "bfloat16", **yaml.safe_load(given.task)}, "--task")
+    bench = Bench(task, given.cache)
     config = bench.model.lm.config.to_dict()
     sizes = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
     with given.out.open("a") as out:
@@ -241,7 +246,6 @@ def main() -> int:
                 for number, name in enumerate(given.policies.split(",")):
                     if time.monotonic() - began > given.budget:
                         break
-                    name = name.replace("+", ",")
                     try:
                         found = phase.candidate(POLICIES[name], Path(folder, str(number)))
                         tell({"phase": phase.name, "policy": name, **found})
