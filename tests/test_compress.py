@@ -11,7 +11,7 @@ import toys
 from nets import rows
 from torch import Tensor, nn
 
-from autogreen.anatomy import Anatomy
+from autogreen.anatomy import Anatomy, survey
 from autogreen.compress import compress, lower
 from autogreen.errors import EvaluationError, RefusedError
 from autogreen.evaluate import Evaluator, Setup
@@ -250,6 +250,28 @@ def test_a_bound_needs_sound_calibration_data() -> None:
     ):
         with pytest.raises(EvaluationError, match=said):
             bounded(0.1, calibration=data)
+
+
+# --- with pruning and quantization as they are ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("structure", ["weight", "neuron"])
+@pytest.mark.parametrize("changes", [{}, {"stop_loss": 1e9}, {"precision": "bf16", "patience": 2}])
+def test_real_pruning_goes_in_rounds(structure: str, changes: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    made = context()
+    anatomy = survey(net(), made.example, ("pruning", "quantization"))
+    rules = [{"target": "0", "structure": structure, "ratio": 0.66}]
+    looped = {"epochs": 6, "rounds": 3, "learning_rate": 0.01, **changes}
+    policy = SearchSpace.from_json({"pruning": rules, "distillation": looped}).policy()
+    model: Any = compress(policy.effect(anatomy).parts, net(), made)
+    weight = model[0].weight
+    if structure == "neuron":
+        assert width_of(model) == 8 and model[2].in_features == 8
+    else:
+        assert (weight == 0).float().mean().item() == pytest.approx(0.66, abs=0.01)
+    before = net()[0].weight
+    assert not any(torch.equal(row, other) for row in weight for other in before), "every row has learnt"
 
 
 # --- identity and refusals --------------------------------------------------------------------------------------------
