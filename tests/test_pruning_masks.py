@@ -105,6 +105,38 @@ def test_zeros_stay_exactly_zero_in_training_and_the_others_learn(rule: Pruning,
         assert not torch.equal(part[~zero], start[name][~zero])
 
 
+def test_zeros_of_convolutions_stay_too() -> None:
+    model = settled(Residual())
+    masked, _ = prune(model, ((images(),), {}), WEIGHT)
+    before, task = zeros(masked), labelled(images(16, seed=5), images(16, seed=6))
+    trained = train(masked, task, task.loss, epochs=2, learning_rate=0.05, seed=0, device="cpu")
+    assert all(torch.equal(trained.get_parameter(name) == 0, zero) for name, zero in before.items())
+
+
+def test_two_masks_on_one_layer_both_stay() -> None:
+    rules = (Pruning(target="layers.2", structure="weight", ratio=0.7), TWO_OF_FOUR)
+    masked, _ = prune(Mlp().eval(), EXAMPLE, *rules)
+    trained = finetuned(masked).get_parameter("layers.2.weight")
+    assert is_two_of_four(trained) and (trained == 0).sum() >= 0.7 * trained.numel()
+
+
+@pytest.mark.parametrize("importance", ["gradient", "activation"])
+def test_in_rounds_zeros_come_before_weights_that_nothing_reads(importance: str) -> None:
+    model = Mlp().eval()
+    with torch.no_grad():
+        model.layers[0].bias[:16] = -100  # half of what layers.2 reads is always zero
+    task = labelled(rows(16, seed=2))
+    rule = Pruning(target="layers.2", structure="weight", importance=importance, ratio=0.5)
+    effect, masked = Pruning.effect((rule,), units(model, EXAMPLE)), copy.deepcopy(model)
+    with torch.no_grad():
+        masked.layers[2].weight[:, 16:] += 1
+    sizes = []
+    for share in (0.25, 0.5, 1.0):
+        masked = Pruning.apply(Pruning.part(effect, share), masked, context(model, EXAMPLE, task))
+        sizes.append(int((masked.get_parameter("layers.2.weight") == 0).sum()))
+    assert sizes == [96, 192, 384]
+
+
 def test_zeros_survive_casts_of_the_module() -> None:
     masked, _ = prune(Mlp().eval(), EXAMPLE, WEIGHT)
     before = zeros(masked)

@@ -27,8 +27,8 @@ def mask_weights(model: nn.Module, layers: Mapping[str, Mapping[str, Any]], evid
     """
     for importance in sorted({setting["importance"] for setting in layers.values()}):
         chosen = [name for name, setting in layers.items() if setting["importance"] == importance]
-        for name, score in evidence.weights(chosen, importance).items():
-            sparsity = layers[name]["sparsity"]
+        for name, given in evidence.weights(chosen, importance).items():
+            score, sparsity = _zeros_first(model, name, given), layers[name]["sparsity"]
             if importance == "activation":
                 rows = score.flatten(1)
                 zero = _least_of_rows(rows, round(sparsity * rows.shape[1])).reshape(score.shape)
@@ -42,7 +42,7 @@ def mask_together(model: nn.Module, names: list[str], ratio: float, evidence: Ev
     scores = evidence.weights(names, importance)
     ranked = []
     for name in names:
-        score = normalized(scores[name])
+        score = _zeros_first(model, name, normalized(scores[name]))
         best = torch.zeros_like(score, dtype=torch.bool).flatten()
         best[score.flatten().argmax()] = True
         ranked.append(score.masked_fill(best.reshape(score.shape), float("inf")))
@@ -60,7 +60,8 @@ def mask_two_of_four(model: nn.Module, layers: Mapping[str, Mapping[str, Any]], 
     """
     for importance in sorted({setting["importance"] for setting in layers.values()}):
         chosen = [name for name, setting in layers.items() if setting["importance"] == importance]
-        for name, score in evidence.weights(chosen, importance).items():
+        for name, given in evidence.weights(chosen, importance).items():
+            score = _zeros_first(model, name, given)
             if score.shape[1] % 4:
                 raise RefusedError(
                     f"pruning: {name!r} was narrowed to {score.shape[1]} inputs, which 4 does not divide: no 2:4 "
@@ -78,22 +79,30 @@ def keep_zero(model: nn.Module, name: str, zero: Tensor) -> None:
     """Set a layer's weights to zero where `zero` is true, and let no gradient reach them: under AdamW, decoupled decay
     included, a zero without a gradient stays exactly zero.
 
-    The hook sits on the parameter: the state dict is that of the plain layer, and casts of the module keep it.
+    What an earlier round or another mask has zeroed stays zero. The hook sits on the parameter: the state dict is that
+    of the plain layer, and casts of the module keep it.
     """
     parameter = model.get_submodule(name).get_parameter("weight")
+    if (handle := getattr(parameter, HANDLE, None)) is not None:
+        zero = zero | (parameter.detach() == 0)
+        handle.remove()
     with torch.no_grad():
         parameter.masked_fill_(zero.to(parameter.device), 0)
 
     def mask(gradient: Tensor) -> Tensor:
         return gradient.masked_fill(zero.to(gradient.device), 0)
 
-    if (handle := getattr(parameter, HANDLE, None)) is not None:
-        handle.remove()  # a later round knows more zeros
     frozen = not parameter.requires_grad
     parameter.requires_grad_(True)  # training may thaw it; a hook on a frozen one is refused
     handle = parameter.register_hook(mask)  # type: ignore[no-untyped-call]
     setattr(parameter, HANDLE, handle)
     parameter.requires_grad_(not frozen)
+
+
+def _zeros_first(model: nn.Module, name: str, score: Tensor) -> Tensor:
+    """The score, in which zeros come before everything else: a weight that nothing reads may score zero too."""
+    weight = model.get_submodule(name).get_parameter("weight").detach()
+    return score.masked_fill(weight == 0, -1.0)
 
 
 def _least_of_rows(rows: Tensor, count: int) -> Tensor:
