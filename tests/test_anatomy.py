@@ -34,7 +34,8 @@ def found(model: nn.Module, *args: Any, **kwargs: Any) -> Anatomy:
 
 
 def groups(anatomy: Anatomy) -> dict[str, tuple[str, ...]]:
-    return {unit.name: unit.members for unit in anatomy.units["pruning"]}
+    grouped = (unit for unit in anatomy.units["pruning"] if unit.structure in ("channel", "neuron"))
+    return {unit.name: unit.members for unit in grouped}
 
 
 def layers(anatomy: Anatomy) -> list[str]:
@@ -73,7 +74,7 @@ def test_a_plain_network() -> None:
     anatomy = found(Plain(), images())
     assert layers(anatomy) == ["features.0", "features.3", "head"]
     assert groups(anatomy) == {"features.0": ("features.0",), "features.3": ("features.3",)}  # the head stays
-    assert [unit.width for unit in anatomy.units["pruning"]] == [16, 24]
+    assert [unit.width for unit in anatomy.units["pruning"] if unit.structure == "channel"] == [16, 24]
     assert [unit.kind for unit in anatomy.units["quantization"]] == ["conv", "conv", "linear"]
     assert anatomy.model == "Plain" and anatomy.parameters == sum(map(torch.numel, Plain().parameters()))
     assert anatomy.units["distillation"] == anatomy.units["parallelism"] == ()

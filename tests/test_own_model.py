@@ -19,7 +19,7 @@ QUICK = {
     "budget": {"trials": 2},
     "finalists": 1,
     "space": {
-        "pruning": [{"target": "inner", "ratio": {"choice": [0.25, 0.5]}, "round_to": 4}],
+        "pruning": [{"target": "inner", "structure": "neuron", "ratio": {"choice": [0.25, 0.5]}, "round_to": 4}],
         "distillation": {"epochs": 1, "alpha": 0.5},
         "runtime": {"engine": "eager"},
     },

@@ -1,6 +1,7 @@
 """Single weights: which become zero, that they stay so, and the kernels for the 2:4 pattern."""
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -208,10 +209,16 @@ def test_what_the_kernel_does_not_take_is_refused_before_training(
 
 def test_a_layer_that_lost_the_pattern_is_not_brought_to_the_kernel() -> None:
     model = nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 24))
-    with pytest.raises(EvaluationError, match="'0' has lost its zeros"):
+    with pytest.raises(EvaluationError, match="'0' is not 2:4"):
         to_sparse(model, ["0"])
-    with pytest.raises(EvaluationError, match=r"'2' was narrowed to 32 x 24.*round_to: 16"):
-        to_sparse(model, ["2"])
+
+
+def test_a_width_that_the_kernel_does_not_take_is_refused_before_training() -> None:
+    model = Mlp().eval()
+    effect = Pruning.effect((TWO_OF_FOUR,), units(model, EXAMPLE))
+    on_gpu = replace(context(model, EXAMPLE), device="cuda")
+    with pytest.raises(RefusedError, match=r"'layers\.0' was narrowed to 12 x 32.*round_to: 16"):
+        Pruning.apply(effect, copy.deepcopy(model), on_gpu)
 
 
 def wide() -> nn.Module:
@@ -253,6 +260,4 @@ def test_the_kernel_survives_export_and_is_seen_in_a_profile() -> None:
 
 
 def context_on_gpu(model: nn.Module, given: Tensor) -> Any:
-    from dataclasses import replace
-
     return replace(context(model, ((given,), {})), device="cuda")

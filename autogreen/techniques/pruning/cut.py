@@ -11,7 +11,7 @@ from torch import nn
 
 from autogreen.errors import RefusedError
 from autogreen.techniques import Context
-from autogreen.techniques.pruning import blocks, decoder, masks
+from autogreen.techniques.pruning import blocks, decoder, masks, sparse
 from autogreen.techniques.pruning.attention import attentions
 from autogreen.techniques.pruning.graph import groups
 from autogreen.techniques.pruning.importance import Evidence
@@ -38,7 +38,10 @@ def cut(effect: Mapping[str, Any], model: nn.Module, context: Context) -> nn.Mod
         if pool["structure"] == "weight":
             names = sorted(_present(model, pool["units"]))
             masks.mask_together(model, names, pool["ratio"], evidence, pool["importance"])
-    masks.mask_two_of_four(model, _present(model, effect.get("n:m", {})), evidence)
+    two_of_four = _present(model, effect.get("n:m", {}))
+    masks.mask_two_of_four(model, two_of_four, evidence)
+    for name in two_of_four if context.device.startswith("cuda") else ():  # before it is trained for nothing
+        sparse.check_size(name, model.get_submodule(name))
     return model
 
 

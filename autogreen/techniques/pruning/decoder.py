@@ -196,12 +196,9 @@ def compact(model: nn.Module) -> nn.Module:
         everything = list(decoder.module.get_submodule("layers").children())
         alive = [place for place, layer in enumerate(everything) if not isinstance(layer, Skip)]
         decoder.module.layers = nn.ModuleList(everything[place] for place in alive)
-        for number, layer in enumerate(decoder.module.layers):
-            attention: Any = layer.self_attn
-            attention.layer_idx = number  # where it finds its keys and values in a cache
         decoder.config.num_hidden_layers = len(alive)
         kinds = getattr(decoder.config, "layer_types", None)
         if isinstance(kinds, list) and len(kinds) == len(everything):
             decoder.config.layer_types = [kinds[place] for place in alive]
-    describe(model)
+    describe(model)  # numbers the layers afresh, too
     return model

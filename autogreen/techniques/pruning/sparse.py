@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from autogreen.errors import EvaluationError
+from autogreen.errors import EvaluationError, RefusedError
 from autogreen.techniques import Unit
 from autogreen.techniques.pruning.blocks import gone
 from autogreen.techniques.pruning.masks import is_two_of_four
@@ -53,11 +53,25 @@ def misfit(unit: Unit, device: str) -> str | None:
     return None
 
 
+def check_size(name: str, layer: nn.Module) -> None:
+    """Refuse a layer that pruning has narrowed to a size that the kernel does not take.
+
+    Raises:
+        RefusedError: so it is.
+    """
+    outputs, inputs = layer.get_parameter("weight").shape
+    if outputs % SIZES or inputs % SIZES:
+        raise RefusedError(
+            f"pruning: {name!r} was narrowed to {inputs} x {outputs}; cuSPARSELt wants sizes that {SIZES} divides. "
+            f"Give the layers around it round_to: {SIZES}."
+        )
+
+
 def to_sparse(model: nn.Module, names: Iterable[str]) -> nn.Module:
     """Replace the named linear layers, in place; those that went with a block are skipped.
 
     Raises:
-        EvaluationError: a layer has lost the pattern, or has been narrowed to a size that the kernel does not take.
+        EvaluationError: a layer has lost the pattern.
     """
     for name in sorted(names):
         if gone(model, name):
@@ -65,12 +79,10 @@ def to_sparse(model: nn.Module, names: Iterable[str]) -> nn.Module:
         owner, _, key = name.rpartition(".")
         layer = model.get_submodule(name)
         assert isinstance(layer, nn.Linear), "only linear layers are units of n:m"
-        if layer.in_features % SIZES or layer.out_features % SIZES:
-            raise EvaluationError(
-                f"pruning: {name!r} was narrowed to {layer.in_features} x {layer.out_features}; cuSPARSELt wants sizes "
-                f"that {SIZES} divides. Give the layers around it round_to: {SIZES}."
-            )
+        check_size(name, layer)
         if not is_two_of_four(layer.weight):
-            raise EvaluationError(f"pruning: {name!r} has lost its zeros in training; it is no longer 2:4.")
+            raise EvaluationError(
+                f"pruning: {name!r} is not 2:4: training lost its zeros, or stopped in a round before they were set."
+            )
         model.get_submodule(owner)._modules[key] = SemiSparse(layer)
     return model
