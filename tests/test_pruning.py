@@ -1,6 +1,7 @@
 """Pruning: the narrow model equals the dense one with the same channels silenced; who goes is the published rule."""
 
 import copy
+import json
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -28,6 +29,8 @@ from torch import Tensor, nn
 
 from autogreen.anatomy import survey
 from autogreen.errors import ConfigError, RefusedError
+from autogreen.schema import parse_yaml
+from autogreen.space import SearchSpace
 from autogreen.techniques import Unit
 from autogreen.techniques.pruning import Pruning, graph
 from autogreen.techniques.trace import tensors
@@ -363,3 +366,39 @@ def test_an_effect_of_another_model_is_refused() -> None:
     strange = {"channel": {"body.0": {"width": 8, "of": 16, "importance": "magnitude"}}}
     with pytest.raises(RefusedError, match=r"body\.0 cannot be found"):
         Pruning.apply(strange, model, context(model, ((images(),), {})))
+
+
+def test_one_layer_is_not_both_two_of_four_and_quantized() -> None:
+    anatomy = survey(Mlp().eval(), ((rows(),), {}), ("pruning", "quantization"))
+    text = (
+        'pruning: [{target: "layers.*", structure: n:m, ratio: 0.5}]\nquantization: [{target: layers.2, scheme: bf16}]'
+    )
+    policy = SearchSpace.from_json(parse_yaml(text, "here")).policy()
+    with pytest.raises(RefusedError, match=r"n:m for layers\.2, which quantization gives a scheme"):
+        policy.effect(anatomy)
+    apart = SearchSpace.from_json(parse_yaml(text.replace("layers.2", "head"), "here")).policy()
+    assert set(apart.effect(anatomy).parts["pruning"]["n:m"]) == {"layers.0", "layers.2"}
+
+
+def test_policies_of_every_structure_are_read_back_as_they_were() -> None:
+    space = SearchSpace.from_json(
+        {
+            "pruning": [
+                {"each": "*", "structure": structure, "importance": "gradient", "ratio": {"choice": [0.0, 0.5]}}
+                for structure in ("channel", "neuron", "head", "depth", "weight", "n:m")
+            ]
+        }
+    )
+    assert SearchSpace.from_json(space.to_json()) == space
+    model = Bert().eval()
+    anatomy = survey(model, ((), {"input_ids": tokens(), "attention_mask": torch.ones(2, 8)}), ("pruning",))
+    with pytest.raises(
+        RefusedError, match=r"'\*' matches nothing .* as 'channel'. Treatable: nothing. It would match as"
+    ):
+        space.expand(anatomy)
+    whole = SearchSpace({"pruning": space.sections["pruning"][1:]}).expand(anatomy)
+    policy = whole.at(1.0)
+    assert SearchSpace.from_json(policy.to_json()).policy() == policy
+    found = policy.effect(anatomy)
+    assert set(found.parts["pruning"]) == {"neuron", "head", "depth", "weight", "n:m"}
+    assert type(anatomy).from_json(json.loads(json.dumps(anatomy.to_json()))) == anatomy

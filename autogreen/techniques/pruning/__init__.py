@@ -174,6 +174,18 @@ class Pruning(Technique):
         return {structure: settings for structure, settings in found.items() if settings}
 
     @classmethod
+    def settle(cls, effect: dict[str, Any], parts: Mapping[str, Any]) -> dict[str, Any]:
+        """Raises:
+        RefusedError: a layer shall be 2:4 and have a quantization scheme; one kernel computes it, not two.
+        """
+        if both := sorted(set(effect.get("n:m", {})) & set(parts.get("quantization") or {})):
+            raise RefusedError(
+                f"pruning: n:m for {', '.join(both)}, which quantization gives a scheme: no kernel does both. "
+                "Give those layers scheme: none, or ratio 0."
+            )
+        return effect
+
+    @classmethod
     def refusal(cls, effect: dict[str, Any], units: Sequence[Unit], target: Target) -> str | None:
         if not target.device.startswith("cuda") or "n:m" not in effect:
             return None

@@ -91,13 +91,13 @@ def stacks(model: nn.Module, example: Inputs) -> tuple[Stack, ...]:
 
 
 def _survives(model: nn.Module, example: Inputs, blocks: Sequence[str], wraps: Mapping[str, int], shapes: Any) -> bool:
-    with trial(model):
-        for path in blocks[1:]:
-            skip(model, path, wraps[path])
-        try:
+    try:
+        with trial(model):
+            for path in blocks[1:]:
+                skip(model, path, wraps[path])
             return bool(signature(model, example) == shapes)
-        except Exception:  # noqa: BLE001 - whatever breaks, the answer is no
-            return False
+    except Exception:  # noqa: BLE001 - whatever breaks, the answer is no
+        return False
 
 
 def skip(model: nn.Module, path: str, wraps: int) -> None:
