@@ -13,6 +13,7 @@ from autogreen.errors import RefusedError
 from autogreen.techniques.pruning import Pruning, blocks
 from autogreen.techniques.pruning.attention import attentions
 from autogreen.techniques.pruning.blocks import Skip
+from autogreen.techniques.pruning.graph import groups
 from autogreen.techniques.pruning.importance import Evidence
 
 WORDS: Any = {"input_ids": tokens(4), "attention_mask": torch.ones(4, 8, dtype=torch.long)}
@@ -96,6 +97,20 @@ def test_a_vision_transformer_without_heads(vit: nn.Module) -> None:
         torch.testing.assert_close(narrow(given), dense(given), rtol=1e-4, atol=1e-4)
     assert narrow.get_submodule("blocks.0.attn").num_heads == 2
     assert narrow.get_parameter("blocks.0.attn.qkv.weight").shape == (48, 32)
+
+
+def test_bert_without_neurons_equals_bert_with_those_neurons_unread(bert: nn.Module) -> None:
+    example, dense = ((), WORDS), copy.deepcopy(bert)
+    narrow, effect = prune(bert, example, Pruning(target="*", structure="neuron", ratio=0.5))
+    found = dict(groups(bert, example, lambda name: name in effect["neuron"]))
+    assert len(found) == 3
+    for group in found.values():
+        (score,) = Evidence(bert, context(bert, example)).removables([group.removable], "magnitude")
+        with torch.no_grad():
+            dense.get_parameter(f"{group.removable.reads[0].layer}.weight")[:, score.argsort()[:32]] = 0
+    with torch.no_grad():
+        torch.testing.assert_close(narrow(**WORDS), dense(**WORDS), rtol=1e-4, atol=1e-4)
+        assert not torch.allclose(narrow(**WORDS), bert(**WORDS), atol=1e-3)
 
 
 def test_heads_and_neurons_at_once_and_in_rounds(bert: nn.Module) -> None:

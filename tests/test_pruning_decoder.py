@@ -171,3 +171,9 @@ def test_a_number_of_heads_that_the_config_would_refuse_is_not_chosen() -> None:
     assert effect == {}
     narrow, effect = pruned(model, head=0.35)
     assert effect["head"][f"{STACK}.self_attn"]["width"] == 2 and reloaded(narrow).config.num_attention_heads == 4
+
+
+def test_of_grouped_keys_in_other_clothes_only_single_weights_are_units() -> None:
+    """torch-pruning would loop for ever, and nobody here knows where its heads lie."""
+    model = Lm("Phi3", layers=2, pad_token_id=0).eval()  # one qkv layer, one for gate and up
+    assert {unit.structure for unit in units(model, EXAMPLE)} == {"weight", "n:m"}

@@ -62,6 +62,16 @@ def decoders(model: nn.Module) -> Iterator[Decoder]:
             yield Decoder(name=name, module=module, config=config, layers=tuple(alive))
 
 
+def grouped_keys(model: nn.Module) -> bool:
+    """Tell whether query heads share key heads anywhere, by what the configs in a module tree say."""
+    for module in model.modules():
+        config = getattr(module, "config", None)
+        keys = getattr(config, "num_key_value_heads", None)
+        if keys is not None and keys != getattr(config, "num_attention_heads", keys):
+            return True
+    return False
+
+
 def _is_layer(layer: nn.Module) -> bool:
     attention, mlp = getattr(layer, "self_attn", None), getattr(layer, "mlp", None)
     projections = [getattr(attention, key, None) for key in ATTENTION]

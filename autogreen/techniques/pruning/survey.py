@@ -25,7 +25,7 @@ def units(model: nn.Module, example: Inputs) -> Iterator[Unit]:
     inside = list(decoder.decoders(model))
     for one in inside:
         yield from decoder.units(model, one)
-    if not inside:  # torch-pruning loops for ever on grouped keys
+    if not inside and not decoder.grouped_keys(model):  # on which torch-pruning loops for ever
         yield from _groups(model, example, traced)
         yield from _heads(model, example)
         yield from _depth(model, example)
