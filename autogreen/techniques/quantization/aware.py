@@ -1,7 +1,8 @@
 """Quantization-aware training: layers round as their scheme will, and gradients pass as if they had not.
 
 Weights stay what they are, float parameters under their own names; what a layer computes with is their rounded image,
-made before each call and gone after it. Gradients pass straight through the rounding and stop where a value is clipped.
+made before each call and gone after it. Gradients pass straight through the rounding; those of activations stop where a
+value is clipped, which weights are not for long: their ranges follow them.
 
 Source: Bengio et al., Estimating or Propagating Gradients Through Stochastic Neurons, 2013 (straight through); Jacob et
 al., CVPR 2018 (moving ranges of activations).
@@ -20,6 +21,7 @@ from autogreen.techniques.quantization.numerics import (
     activation_grid,
     bounds,
     calibrate,
+    imitate,
     scale_and_zero_point,
     weight_range,
 )
@@ -85,10 +87,9 @@ class _Rounded:
             )
         assert self._weight_range is not None
         scale, zero_point = scale_and_zero_point(*self._weight_range, bits=bits, symmetric=symmetric)
-        grouped = weight.reshape(scale.numel(), -1)
-        least, most = bounds(bits, signed=symmetric)
-        fake = torch.fake_quantize_per_channel_affine(grouped, scale.flatten(), zero_point.flatten(), 0, least, most)
-        return fake.view_as(weight)
+        grouped = weight.detach().reshape(*scale.shape, -1)
+        rounded = imitate(grouped, scale[..., None], zero_point[..., None], bits=bits, signed=symmetric)
+        return _straight(weight, rounded.view_as(weight))
 
     def _activations(self, x: Tensor, look: bool) -> Tensor:
         scheme = self._treatment.scheme
@@ -120,5 +121,9 @@ class _Rounded:
 
 def _float8(x: Tensor, peak: Tensor) -> Tensor:
     scale = (peak / FP8).clamp(min=torch.finfo(torch.float32).tiny)
-    rounded = (x.detach() / scale).clamp(-FP8, FP8).to(torch.float8_e4m3fn).to(x.dtype) * scale
+    return _straight(x, (x.detach() / scale).clamp(-FP8, FP8).to(torch.float8_e4m3fn).to(x.dtype) * scale)
+
+
+def _straight(x: Tensor, rounded: Tensor) -> Tensor:
+    """The rounded values, with the gradient of x."""
     return x + (rounded - x).detach()

@@ -61,6 +61,12 @@ def dequantize(q: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
     return (q.float() - zero_point) * scale
 
 
+def imitate(x: Tensor, scale: Tensor, zero_point: Tensor, *, bits: int, signed: bool) -> Tensor:
+    """What x becomes when it is quantized and dequantized, computed in float32."""
+    rounded = (x.float() / scale + zero_point).round_().clamp_(*bounds(bits, signed=signed))
+    return rounded.sub_(zero_point).mul_(scale)
+
+
 def weight_range(
     weight: Tensor, *, group: int | None, observer: str, bits: int, symmetric: bool
 ) -> tuple[Tensor, Tensor]:
@@ -116,8 +122,7 @@ def _least(error: Callable[[float], Tensor]) -> Tensor:
 def _error(x: Tensor, low: Tensor, high: Tensor, bits: int, *, symmetric: bool) -> Tensor:
     """Mean squared error of rounding values [..., n] into ranges [...]."""
     scale, zero_point = (part.unsqueeze(-1) for part in scale_and_zero_point(low, high, bits=bits, symmetric=symmetric))
-    rounded = (x / scale + zero_point).round_().clamp_(*bounds(bits, signed=symmetric))
-    return rounded.sub_(zero_point).mul_(scale).sub_(x).square_().mean(-1)
+    return imitate(x, scale, zero_point, bits=bits, signed=symmetric).sub_(x).square_().mean(-1)
 
 
 class Ranges:
