@@ -78,9 +78,10 @@ def test_threads_are_those_of_the_recipe(program: tuple[Program, nn.Module]) -> 
 
 def test_the_profile_counts_each_matrix_product_once(program: tuple[Program, nn.Module]) -> None:
     loaded, _ = program
-    kernels, peak = profile.trace(loaded, ((), masked(BATCH)))
-    assert sum(kernel.calls for kernel in kernels) == 3 and {kernel.precision for kernel in kernels} == {"float32"}
-    assert 0 < peak < 1_000_000
+    found = profile.trace(loaded, ((), masked(BATCH)))
+    assert sum(kernel.calls for kernel in found.kernels) == 3 and len(found.products) == 3
+    assert found.macs == {"float32": BATCH * (12 * 32 + 32 * 24 + 24 * 5)}
+    assert 0 < found.peak_bytes < 1_000_000
 
 
 # --- the shared artifact ----------------------------------------------------------------------------------------------

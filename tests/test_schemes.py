@@ -142,6 +142,7 @@ def test_what_no_processor_computes_is_refused(scheme: str, engine: str) -> None
         ("w8a8_static", layer("c", "conv", calls=2), "cpu", "called several times a pass"),
         ("w8a8", layer("l", calls=2), "cpu", "called several times a pass"),
         ("w8a16", layer("l", inputs=72), "cpu", "wants inputs that 16 divides, the layer has 72 and 64"),
+        ("w8a16", layer("l", width=8), "cpu", "inductor cannot compile aten::_weight_int8pack_mm for fewer than 9"),
         ("w8a8", layer("l", width=60, rows=20), "cuda:0", "inputs that 8 divides and outputs that 8 does"),
         ("fp8", layer("l", inputs=24), "cuda:0", "inputs that 16 divides and outputs that 16 does, the layer has 24"),
         ("w4a16", layer("l", inputs=192), "cuda:0", "inputs that 128 divides and outputs that 8 does"),
@@ -160,7 +161,7 @@ def test_layers_that_a_kernel_cannot_take(scheme: str, unit: Unit, device: str, 
         ("bf16", layer("c", "conv", calls=3), "cpu"),
         ("w8a8_static", layer("c", "conv", groups=64, inputs=3, width=5), "cpu"),
         ("w8a8", layer("l", inputs=3, width=5), "cpu"),
-        ("w8a16", layer("l", inputs=32, width=5, calls=2), "cpu"),
+        ("w8a16", layer("l", inputs=32, width=9, calls=2), "cpu"),
         ("w8a8", layer("l", rows=5), "cuda:0"),
         ("w4a16", layer("l", inputs=384), "cuda:0"),
     ],
@@ -321,6 +322,15 @@ def test_a_small_product_does_not_stand_for_a_large_one() -> None:
     effect = {"large": "w8a8", "small": "w8a8"}
     with pytest.raises(RefusedError, match=r"2 layer calls should run in int8 .* shows 2, with 2%"):
         check_kernels(effect, layers, [product(QLINEAR, "int8", 10)] * 2, "cpu")
+
+
+def test_schemes_that_share_a_kernel_are_counted_together() -> None:
+    layers = {"static": ran(1, 100), "dynamic": ran(1, 100)}
+    effect = {"static": "w8a8_static", "dynamic": "w8a8"}
+    with pytest.raises(RefusedError, match=r"2 layer calls should run in int8 .* shows 1, with 50%"):
+        check_kernels(effect, layers, [product(QLINEAR, "int8", 100)], "cpu")
+    for device in ("cpu", "cuda:0"):
+        assert road_of("w8a8", device).kernels == road_of("w8a8_static", device).kernels  # type: ignore[union-attr]
 
 
 def test_layers_that_a_compiler_runs_in_one_kernel() -> None:

@@ -157,14 +157,14 @@ class Quantization(Technique):
         RefusedError: layers that were pruned to sizes that their kernel cannot take; calibration data that is
             missing or not finite; a graph that cannot be quantized.
         """
-        if not effect:
+        here = {name for name, _ in model.named_modules()}  # a layer may have gone with its block
+        treatments = {layer: Treatment.read(word) for layer, word in effect.items() if layer in here}
+        if not treatments:
             return model
         from autogreen.tasks import rows
         from autogreen.techniques.quantization.folding import fold_batch_norm
         from autogreen.techniques.quantization.graph import to_int8
 
-        here = {name for name, _ in model.named_modules()}  # a layer may have gone with its block
-        treatments = {layer: Treatment.read(word) for layer, word in effect.items() if layer in here}
         target = Target(device=context.device, engine="", batch=rows(context.example))
         for unit in cls.units(model, context.example):
             for layer in set(unit.members) & set(treatments):

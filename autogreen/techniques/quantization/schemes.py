@@ -17,7 +17,8 @@ On x86 the inductor engine turns quantize -> dequantize -> product into one oneD
 may stand in one model. Any other engine interprets the three steps: simulated. AVX2 is enough for int8 products; with
 VNNI or AMX they are summed in 32 bits at once, without they keep to 7 bits of activations. `_weight_int8pack_mm` widens
 both factors and multiplies in float32, on every engine; on bfloat16 activations it is vectorised (AVX2, AVX-512), reads
-16 inputs at a time and beyond the end of a row that 16 does not divide: such layers are refused.
+16 inputs at a time and beyond the end of a row that 16 does not divide: such layers are refused. There it needs none
+of the instructions for bfloat16.
 """
 
 from collections import Counter
@@ -40,7 +41,8 @@ OBSERVER: Observer = "mse"  # where a rule names none
 class Road:
     """One real kernel. kernels: how its operator's name begins in a profile. precision: the data type in which it
     multiplies. engines: where it is real; everywhere by default. kinds: of layers. rows: the matrix product has at
-    least so many. inputs, width: of the layer, are multiples of these. compute_capability: of the GPU, at least.
+    least so many. inputs, width: of the layer, are multiples of these. compiled_width: under inductor, at least.
+    compute_capability: of the GPU, at least.
     """
 
     device: Literal["cpu", "cuda"]
@@ -51,6 +53,7 @@ class Road:
     rows: int = 1
     inputs: int = 1
     width: int = 1
+    compiled_width: int = 1
     compute_capability: tuple[int, int] = (0, 0)
 
 
@@ -108,8 +111,10 @@ def schemes(effect: Mapping[str, str]) -> dict[str, str]:
 
 
 GROUP = 128  # inputs that share a scale in w4a16
+_WEIGHT_ONLY_INPUTS: tuple[tuple[Literal["cpu", "cuda"], int], ...] = (("cpu", 16), ("cuda", 1))
 _MATRIX = ("aten::addmm", "aten::mm", "aten::bmm", "aten::linear", "mkldnn::_linear_pointwise")
 _CONVOLUTION = ("mkldnn::_convolution_pointwise", "aten::mkldnn_convolution", "aten::cudnn_convolution")
+_ONEDNN = ("onednn::qlinear", "onednn::qconv")  # the same for calibrated and for dynamic ranges
 _BOTH = ("conv", "linear")
 
 
@@ -172,7 +177,7 @@ SCHEMES: Mapping[str, Scheme] = {
                     width=8,
                     compute_capability=(8, 0),
                 ),
-                Road(device="cpu", kernels=("onednn::qlinear",), precision="int8", engines=("inductor",)),
+                Road(device="cpu", kernels=_ONEDNN, precision="int8", engines=("inductor",)),
             ),
             lossy=True,
         ),
@@ -194,7 +199,7 @@ SCHEMES: Mapping[str, Scheme] = {
                 ),
                 Road(
                     device="cpu",
-                    kernels=("onednn::qconv", "onednn::qlinear"),
+                    kernels=_ONEDNN,
                     precision="int8",
                     kinds=_BOTH,
                     engines=("inductor",),
@@ -209,9 +214,15 @@ SCHEMES: Mapping[str, Scheme] = {
             activation_bits=16,
             weights="int8 symmetric, a scale per output channel",
             activations="bfloat16",
-            roads=(
-                Road(device="cuda", kernels=("aten::_weight_int8pack_mm",), precision="float32"),
-                Road(device="cpu", kernels=("aten::_weight_int8pack_mm",), precision="float32", inputs=16),
+            roads=tuple(
+                Road(
+                    device=device,
+                    kernels=("aten::_weight_int8pack_mm",),
+                    precision="float32",
+                    inputs=inputs,
+                    compiled_width=9,  # up to 8 scales are written into the code, where the operator cannot read them
+                )
+                for device, inputs in _WEIGHT_ONLY_INPUTS
             ),
             observed="weights",
             lossy=True,
@@ -291,6 +302,8 @@ def misfit(scheme: str, unit: Unit, target: Target) -> str | None:
     if unit.kind == "linear" and (unit.inputs % road.inputs or unit.width % road.width):
         wanted = f"inputs that {road.inputs} divides" + (f" and outputs that {road.width} does" * (road.width > 1))
         return f"{road.kernels[0]} wants {wanted}, the layer has {unit.inputs} and {unit.width}"
+    if target.engine == "inductor" and unit.width < road.compiled_width:
+        return f"inductor cannot compile {road.kernels[0]} for fewer than {road.compiled_width} outputs ({unit.width})"
     if target.batch is not None and (rows := unit.rows * target.batch) < road.rows:
         return f"{road.kernels[0]} wants {road.rows} rows or more, a batch of {target.batch} gives {rows}"
     return None
