@@ -158,17 +158,23 @@ def test_under_mixed_precision(dtype: torch.dtype) -> None:
 
 def test_without_qat_nothing_happens() -> None:
     model = Mlp()
-    with Quantization.aware({"head": "w8a8_static"}, model, context(((rows(),), {}), [])):
+    with Quantization.aware({"head": "w8a8_static"}, model, AROUND):
         assert not model.head._forward_pre_hooks
 
 
-def test_bad_calibration_and_sizes() -> None:
-    bad = context(((rows(BATCH),), {}), [rows(8) * math.nan])
+@pytest.mark.parametrize("word", ["w8a8_static", "w8a8_static+qat"])
+@pytest.mark.parametrize(("data", "told"), [([rows(8), rows(8) * math.nan], "holds NaN"), ([], "gave no batch")])
+def test_bad_calibration_data_is_refused_before_training(word: str, data: Any, told: str) -> None:
     with (
-        pytest.raises(RefusedError, match="calibration split holds NaN"),
-        Quantization.aware({"first": "w8a8_static+qat"}, Wide(), bad),
+        pytest.raises(RefusedError, match=f"calibration split {told}"),
+        Quantization.aware({"first": word}, Wide(), context(((rows(BATCH),), {}), data)),
     ):
-        pass
+        pytest.fail("it began")
+    with Quantization.aware({"first": "w8a8+qat"}, Wide(), context(((rows(BATCH),), {}), data)):
+        pass  # needs none
+
+
+def test_groups_that_do_not_divide() -> None:
     model = Wide(hidden=100)
     with (
         pytest.raises(RefusedError, match="groups of 128 do not divide the 100 inputs"),

@@ -187,6 +187,26 @@ def test_a_range_over_batches_is_that_of_all_values(observer: str) -> None:
         Ranges(observer, bits=8, symmetric=False, name="fc").range()
 
 
+@pytest.mark.parametrize("loud", [0, 1, 200])
+def test_a_loud_feature_is_not_missed(loud: int) -> None:
+    """Of 384 features, as many as there are values between two that an even step would keep."""
+    x = torch.randn(32, 128, 384, generator=torch.Generator().manual_seed(0))
+    x[..., loud] *= 20
+    whole = value_range(x.flatten(), observer="mse", bits=8, symmetric=False)
+    seen = Ranges("mse", bits=8, symmetric=False)
+    seen.see(x)
+    torch.testing.assert_close(torch.stack(seen.range()), torch.stack(whole), rtol=0.15, atol=0)
+    assert float(whole[1]) > 20
+
+
+def test_percentiles_of_large_weights() -> None:
+    weight = torch.arange(2.0**25).remainder(1000).reshape(2**13, -1)
+    low, high = weight_range(weight, group=128, observer="percentile", bits=4, symmetric=False)
+    assert low.shape == (2**13, 32) and torch.isfinite(low).all()
+    one = torch.quantile(weight[-1, -128:], 0.9995)
+    assert high[-1, -1] == pytest.approx(float(one))
+
+
 def test_calibration_reads_the_inputs_of_layers_and_leaves_the_model_as_it_was() -> None:
     model, data = settled(Mlp()).train(), [rows(16, seed) for seed in range(3)]
     around = context(((rows(BATCH),), {}), data)

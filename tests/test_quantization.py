@@ -1,6 +1,7 @@
 """Quantization: int8 is int8 (kernels, weights, file), and what is not real is refused."""
 
 import copy
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -28,9 +29,14 @@ from nets import (
 )
 from quantizing import BATCH, QUIET, build, context, needs_int8, quantized
 from torch import Tensor, nn
+from toys import QUICK, Corners
 
 from autogreen.engines import Program, Recipe, exported, profile
 from autogreen.errors import RefusedError
+from autogreen.evaluate import Evaluator, Setup
+from autogreen.evaluation import Evaluation, Request
+from autogreen.measurement import Protocol
+from autogreen.policy import Effect
 from autogreen.techniques import Target
 from autogreen.techniques.quantization import Quantization
 from autogreen.techniques.quantization.folding import fold_batch_norm
@@ -38,6 +44,7 @@ from autogreen.techniques.quantization.graph import to_int8
 from autogreen.techniques.quantization.numerics import value_range
 from autogreen.techniques.quantization.schemes import Treatment, check_kernels
 from autogreen.techniques.trace import layers
+from autogreen.workload import Workload
 
 pytestmark = QUIET
 STATIC = Treatment(scheme="w8a8_static")
@@ -415,3 +422,32 @@ def test_strides_dilation_and_attention_are_counted(tmp_path: Path) -> None:
         model(*IMAGES[0])
     found = profile.trace(build(model, IMAGES, tmp_path, "eager"), IMAGES)
     assert sum(found.macs.values()) == counter.get_total_flops() / 2
+
+
+# --- from a policy to an evaluation -----------------------------------------------------------------------------------
+
+
+def test_an_evaluation_tells_the_kernel_of_every_layer(tmp_path: Path) -> None:
+    for folder in ("study/artifacts", "study/scores"):
+        (tmp_path / folder).mkdir(parents=True)
+    evaluator = Evaluator(
+        Setup(
+            task=Corners(),
+            workload=Workload(kind="offline", batch=64),
+            protocol=Protocol(**QUICK),
+            device="cpu",
+            folder=tmp_path / "study",
+            cache=tmp_path / "cache",
+        )
+    )
+    evaluator.prepare()
+    parts = {
+        "quantization": {"6": "w8a16+minmax+qat"},
+        "distillation": {"epochs": 1, "alpha": 0.0, "learning_rate": 1e-4},
+        "runtime": {"engine": "eager"},
+    }
+    found = evaluator.evaluate(Request(effect=Effect.of(parts)))
+    assert found.layers["6"] == "aten::_weight_int8pack_mm (float32)"
+    assert set(found.layers) == {"0", "3", "6"} and found.layers["0"] != "not seen alone"
+    assert found.quality.mean > 0.9
+    assert Evaluation.from_json(json.loads(json.dumps(found.to_json()))) == found

@@ -138,8 +138,14 @@ class Quantization(Technique):
     def aware(cls, effect: Mapping[str, str], model: "nn.Module", context: Context) -> Iterator[None]:
         """While this lasts, layers with `qat` compute as if they were quantized; gradients pass straight through.
 
-        The parameters and their names stay; on leaving, the model computes with them as before.
+        The parameters and their names stay; on leaving, the model computes with them as before. Calibration data, where
+        a scheme wants some, is looked at before anything is trained.
         """
+        if "w8a8_static" in schemes(effect).values():
+            from autogreen.techniques.quantization.numerics import calibration_inputs
+
+            for _ in calibration_inputs(context):
+                pass
         here = {name for name, _ in model.named_modules()}
         asked = {layer: Treatment.read(word) for layer, word in effect.items() if layer in here}
         learning = {layer: found for layer, found in asked.items() if found.qat}

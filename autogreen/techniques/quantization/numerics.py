@@ -11,7 +11,7 @@ Source: Jacob et al., Quantization and Training of Neural Networks, CVPR 2018; r
 Neural Network Quantization, 2021 (arXiv 2106.08295), section 3.1. Scales are those of PyTorch's own observers.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -25,7 +25,7 @@ from autogreen.techniques import Context
 EPS = torch.finfo(torch.float32).eps  # of scales: what is all zero still has one
 PERCENT = 0.1  # of the values that `percentile` leaves outside, half of them at each end
 CANDIDATES = 40  # of either end of a range that `mse` tries
-KEPT = 4096  # values of a tensor that are kept of each calibration batch: enough for a quantile of one in a thousand
+BINS = 8192  # of the histogram of an activation
 
 
 def scale_and_zero_point(low: Tensor, high: Tensor, *, bits: int, symmetric: bool) -> tuple[Tensor, Tensor]:
@@ -97,14 +97,27 @@ def value_range(x: Tensor, *, observer: str, bits: int, symmetric: bool) -> tupl
     low, high = x.amin(-1), x.amax(-1)
     if observer == "percentile":
         ends = torch.tensor([0.005 * PERCENT, 1 - 0.005 * PERCENT], dtype=x.dtype, device=x.device)
-        low, high = torch.quantile(x, ends, dim=-1)
-    if observer == "mse":
-        if symmetric:
-            peak = torch.maximum(-low, high)
-            peak = _least(lambda share: _error(x, -share * peak, share * peak, bits, symmetric=True)) * peak
-            return -peak, peak
-        high = _least(lambda share: _error(x, low, share * high, bits, symmetric=False)) * high
-        low = _least(lambda share: _error(x, share * low, high, bits, symmetric=False)) * low
+        rows = max(1, 2**23 // x.shape[-1])  # torch.quantile takes 2^24 values
+        parts = torch.split(x.reshape(-1, x.shape[-1]), rows)
+        low, high = torch.cat([torch.quantile(part, ends, dim=1) for part in parts], dim=1).reshape(2, *x.shape[:-1])
+    return _least_error(x, None, bits=bits, symmetric=symmetric) if observer == "mse" else (low, high)
+
+
+def _least_error(x: Tensor, weights: Tensor | None, *, bits: int, symmetric: bool) -> tuple[Tensor, Tensor]:
+    """The range of least mean squared error of values [..., n], each of weight 1/n or as `weights` [n] say."""
+    low, high = x.amin(-1), x.amax(-1)
+
+    def error(low: Tensor, high: Tensor) -> Tensor:
+        scale, zero = (part.unsqueeze(-1) for part in scale_and_zero_point(low, high, bits=bits, symmetric=symmetric))
+        squared = imitate(x, scale, zero, bits=bits, signed=symmetric).sub_(x).square_()
+        return squared.mean(-1) if weights is None else (squared * weights).sum(-1).float()
+
+    if symmetric:
+        peak = torch.maximum(-low, high)
+        peak = _least(lambda share: error(-share * peak, share * peak)) * peak
+        return -peak, peak
+    high = _least(lambda share: error(low, share * high)) * high
+    low = _least(lambda share: error(share * low, high)) * low
     return low, high
 
 
@@ -119,22 +132,17 @@ def _least(error: Callable[[float], Tensor]) -> Tensor:
     return found
 
 
-def _error(x: Tensor, low: Tensor, high: Tensor, bits: int, *, symmetric: bool) -> Tensor:
-    """Mean squared error of rounding values [..., n] into ranges [...]."""
-    scale, zero_point = (part.unsqueeze(-1) for part in scale_and_zero_point(low, high, bits=bits, symmetric=symmetric))
-    return imitate(x, scale, zero_point, bits=bits, signed=symmetric).sub_(x).square_().mean(-1)
-
-
 class Ranges:
     """The range of one tensor over many batches, by an observer.
 
-    The ends are exact; of the distribution between them `KEPT` values a batch are kept, evenly spaced.
+    The ends are exact. What lies between them is counted in `BINS` bins, which are spread anew when a batch goes beyond
+    them: every value counts, and a rare loud feature is not missed.
     """
 
     def __init__(self, observer: str, *, bits: int, symmetric: bool, name: str = "a layer") -> None:
         self._observer, self._bits, self._symmetric, self._name = observer, bits, symmetric, name
-        self._ends: list[Tensor] = []
-        self._kept: list[Tensor] = []
+        self._ends: Tensor | None = None  # low, high
+        self._counts: Tensor | None = None
 
     def see(self, x: Tensor) -> None:
         """Look at one batch of values, of any shape.
@@ -143,12 +151,19 @@ class Ranges:
             RefusedError: it holds NaN or infinity.
         """
         flat = x.detach().flatten().float()
-        ends = torch.stack(torch.aminmax(flat))
-        if not torch.isfinite(ends).all():
+        low, high = torch.aminmax(flat)
+        if not torch.isfinite(low + high):
             raise RefusedError(f"the input of {self._name} holds NaN or infinity in calibration: it has no range.")
-        self._ends.append(ends)
-        if self._observer != "minmax":
-            self._kept.append(flat[:: max(1, flat.numel() // KEPT)][:KEPT].clone())
+        before = self._ends
+        self._ends = ends = torch.stack(
+            [low, high] if before is None else [torch.minimum(low, before[0]), torch.maximum(high, before[1])]
+        )
+        if self._observer == "minmax":
+            return
+        counts = _histogram(flat, ends, None)
+        if before is not None and self._counts is not None:
+            counts += _histogram(_centres(before), ends, self._counts)
+        self._counts = counts
 
     def range(self) -> tuple[Tensor, Tensor]:
         """Low and high end, of no dimension.
@@ -156,10 +171,29 @@ class Ranges:
         Raises:
             RefusedError: nothing was seen.
         """
-        if not self._ends:
+        if self._ends is None:
             raise RefusedError(f"{self._name} did not run in calibration: the range of its input is not known.")
-        values = torch.cat([*self._kept, *self._ends] if self._observer == "mse" else self._kept or self._ends)
-        return value_range(values, observer=self._observer, bits=self._bits, symmetric=self._symmetric)
+        low, high = self._ends
+        if self._counts is None:
+            return low, high
+        if self._observer == "percentile":
+            outside = 0.005 * PERCENT * self._counts.sum()
+            below, above = self._counts.cumsum(0) <= outside, self._counts.flip(0).cumsum(0) <= outside
+            width = (high - low) / BINS
+            return low + below.sum() * width, high - above.sum() * width
+        values = torch.cat([_centres(self._ends), self._ends])
+        counts = torch.cat([self._counts, self._counts.new_zeros(2)])
+        return _least_error(values, counts / counts.sum(), bits=self._bits, symmetric=self._symmetric)
+
+
+def _centres(ends: Tensor) -> Tensor:
+    return ends[0] + (ends[1] - ends[0]) * (torch.arange(BINS, device=ends.device) + 0.5) / BINS
+
+
+def _histogram(values: Tensor, ends: Tensor, counts: Tensor | None) -> Tensor:
+    """Counts [BINS] of values between two ends, each of them once or `counts` times."""
+    places = ((values - ends[0]) * (BINS / (ends[1] - ends[0]).clamp(min=EPS))).long().clamp_(0, BINS - 1)
+    return torch.bincount(places, counts, minlength=BINS).double()
 
 
 def activation_grid(device: str) -> tuple[int, bool]:
@@ -205,20 +239,25 @@ def run_calibration(model: Callable[..., Any], context: Context) -> None:
     Raises:
         RefusedError: the split is missing or holds NaN or infinity.
     """
-    size, seen = rows(context.example), 0
     with torch.no_grad():
-        for batch in context.task.batches("calibration"):
-            context.check()
-            inputs = context.task.inputs(to_device(batch, context.device))
-            for args, kwargs in cut(inputs, size):
-                _refuse_nonfinite((args, kwargs))
-                seen += 1
+        for inputs in calibration_inputs(context):
+            for args, kwargs in cut(to_device(inputs, context.device), rows(context.example)):
                 model(*args, **kwargs)
-    if not seen:
+
+
+def calibration_inputs(context: Context) -> Iterator[Inputs]:
+    """What the model is called with on the calibration split, batch by batch as the task gives them.
+
+    Raises:
+        RefusedError: the split is missing or holds NaN or infinity.
+    """
+    inputs: Inputs | None = None
+    for batch in context.task.batches("calibration"):
+        context.check()
+        inputs = context.task.inputs(batch)
+        for leaf in tree_leaves(inputs):
+            if isinstance(leaf, Tensor) and leaf.is_floating_point() and not torch.isfinite(leaf).all():
+                raise RefusedError("the calibration split holds NaN or infinity: value ranges cannot be read from it.")
+        yield inputs
+    if inputs is None:
         raise RefusedError("the calibration split gave no batch: value ranges cannot be read from it.")
-
-
-def _refuse_nonfinite(inputs: Inputs) -> None:
-    for leaf in tree_leaves(inputs):
-        if isinstance(leaf, Tensor) and leaf.is_floating_point() and not torch.isfinite(leaf).all():
-            raise RefusedError("the calibration split holds NaN or infinity: value ranges cannot be read from it.")

@@ -366,7 +366,8 @@ def check_kernels(
             raise RefusedError(
                 f"{calls} layer calls should run in {road.precision} ({road.kernels[0]}), a profile of the measured "
                 f"program shows {len(ran)}, with {seen / wanted:.0%} of their multiply-accumulates: the others are "
-                "simulated and would not save what they claim. Kernels seen: "
+                "simulated and would not save what they claim (or mode max-autotune put them into generated code, "
+                "which a profile cannot name). Kernels seen: "
                 f"{', '.join(f'{count} x {name}' for name, count in told.items()) or 'none'}."
             )
     left = Counter(products)
