@@ -186,32 +186,26 @@ def test_groups_that_do_not_divide() -> None:
 # --- what it is for ---------------------------------------------------------------------------------------------------
 
 
-def digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    from sklearn.datasets import load_digits
-
-    found = load_digits()
-    order = torch.randperm(len(found.target), generator=torch.Generator().manual_seed(0))
-    x, y = torch.tensor(found.data, dtype=torch.float32)[order] / 16, torch.tensor(found.target)[order]
-    return x[:1200], y[:1200], x[1200:], y[1200:]
-
-
-class Digits(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second, self.head = nn.Linear(64, 128), nn.Linear(128, 128), nn.Linear(128, 10)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.second(self.first(x).relu()).relu())
+def curves() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Six bent directions of 128 features, mixed into four values: train and test, plenty of both."""
+    generator = torch.Generator().manual_seed(0)
+    bent, mixed = torch.randn(128, 6, generator=generator) / math.sqrt(128), torch.randn(6, 4, generator=generator)
+    x = torch.randn(16_000, 128, generator=generator)
+    y = torch.tanh(x @ bent) @ mixed
+    return x[:14_000], y[:14_000], x[14_000:], y[14_000:]
 
 
 def train(model: nn.Module, x: Tensor, y: Tensor, epochs: int, learning_rate: float, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=1e-2)
+    steps = epochs * -(-len(x) // 128)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps)
     for _ in range(epochs):
-        for part in torch.randperm(len(x), generator=generator).split(64):
+        for part in torch.randperm(len(x), generator=generator).split(128):
             optimizer.zero_grad()
-            nn.functional.cross_entropy(model(x[part]), y[part]).backward()
+            nn.functional.mse_loss(model(x[part]), y[part]).backward()
             optimizer.step()
+            schedule.step()
 
 
 def loss(model: nn.Module, x: Tensor, y: Tensor, effect: Mapping[str, str]) -> float:
@@ -221,23 +215,26 @@ def loss(model: nn.Module, x: Tensor, y: Tensor, effect: Mapping[str, str]) -> f
         for name in effect:
             weight = shipped.get_parameter(f"{name}.weight")
             weight.copy_(rounded(weight, "w4a16", "minmax"))
-        return float(nn.functional.cross_entropy(shipped(x), y))
+        return float(nn.functional.mse_loss(shipped(x), y))
 
 
 def test_training_gives_back_at_least_half_of_what_rounding_to_4_bits_costs() -> None:
-    """On the mean of three seeds, beside the same fine-tuning without rounding in it."""
-    x, y, test_x, test_y = digits()
-    effect = {"second": "w4a16+minmax+qat", "head": "w4a16+minmax+qat"}
+    """On unseen data, beside the same fine-tuning without rounding in it; each of three seeds gains."""
+    x, y, test_x, test_y = curves()
+    effect = dict.fromkeys(("0", "2", "4"), "w4a16+minmax+qat")
     costs, left = [], []
     for seed in range(3):
         torch.manual_seed(seed)
-        model = Digits()
-        train(model, x, y, epochs=15, learning_rate=3e-3, seed=seed)
+        sizes = (nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 4))
+        model = nn.Sequential(*sizes)
+        train(model, x, y, epochs=6, learning_rate=3e-3, seed=seed)
         aware, unaware = copy.deepcopy(model), copy.deepcopy(model)
-        train(unaware, x, y, epochs=5, learning_rate=1e-3, seed=seed)
+        train(unaware, x, y, epochs=4, learning_rate=1e-3, seed=seed)
         with Quantization.aware(effect, aware, context(((x[:BATCH],), {}), [])):
-            train(aware, x, y, epochs=5, learning_rate=1e-3, seed=seed)
+            train(aware, x, y, epochs=4, learning_rate=1e-3, seed=seed)
         float32 = loss(unaware, test_x, test_y, {})
         costs.append(loss(unaware, test_x, test_y, effect) - float32)
         left.append(loss(aware, test_x, test_y, effect) - float32)
-    assert min(costs) > 0 and sum(left) <= 0.5 * sum(costs)
+    assert min(costs) > 0.1 * float32  # there is something to win
+    assert all(after < cost for cost, after in zip(costs, left, strict=True))
+    assert sum(left) <= 0.5 * sum(costs), f"plain rounding costs {costs}, with training {left}"

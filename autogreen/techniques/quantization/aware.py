@@ -27,7 +27,7 @@ from autogreen.techniques.quantization.numerics import (
 )
 from autogreen.techniques.quantization.schemes import GROUP, Treatment
 
-REFRESH = 32  # calls between two looks at ranges, which cost many times what rounding does
+REFRESH = 32  # calls between two looks at ranges that are searched, which costs many times what rounding does
 MOVING = 0.25  # share of the new in a moving range
 FP8 = torch.finfo(torch.float8_e4m3fn).max
 
@@ -67,7 +67,7 @@ class _Rounded:
 
     def before(self, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
         look, self._calls = self._calls % REFRESH == 0, self._calls + 1
-        layer.__dict__["weight"] = self._weights(layer._parameters["weight"], look or self._weight_range is None)
+        layer.__dict__["weight"] = self._weights(layer._parameters["weight"], look)
         if args:
             return (self._activations(args[0], look and layer.training), *args[1:]), kwargs
         return args, {**kwargs, "input": self._activations(kwargs["input"], look and layer.training)}
@@ -81,11 +81,9 @@ class _Rounded:
             return _float8(weight, weight.detach().flatten(1).abs().amax(1).view(-1, *[1] * (weight.ndim - 1)))
         group, bits = (GROUP, 4) if scheme == "w4a16" else (None, 8)
         symmetric = scheme != "w4a16"
-        if look:
-            self._weight_range = weight_range(
-                weight, group=group, observer=self._treatment.weight_observer, bits=bits, symmetric=symmetric
-            )
-        assert self._weight_range is not None
+        observer = self._treatment.weight_observer
+        if look or self._weight_range is None or observer == "minmax":
+            self._weight_range = weight_range(weight, group=group, observer=observer, bits=bits, symmetric=symmetric)
         scale, zero_point = scale_and_zero_point(*self._weight_range, bits=bits, symmetric=symmetric)
         grouped = weight.detach().reshape(*scale.shape, -1)
         rounded = imitate(grouped, scale[..., None], zero_point[..., None], bits=bits, signed=symmetric)
