@@ -165,9 +165,7 @@ class CausalLM(Task):
         """The model of these dimensions, trained now unless it is kept from before: a plain Hugging Face folder."""
         from autogreen.tasks.decoding import ATTENTION, Scoring
 
-        told = dimensions, self.context, self.passes, self.batch_size, self.learning_rate, self.epoch_tokens, self.seed
-        key = hashlib.sha256(f"{told} {self._text()}".encode()).hexdigest()[:16]
-        folder = cache / f"causal_lm-{key}"
+        folder = self._folder(dimensions, cache)
         if not folder.is_dir():
             torch.manual_seed(self.seed)
             lm = library().AutoModelForCausalLM.from_config(self._llama(dimensions), attn_implementation=ATTENTION)
@@ -189,6 +187,10 @@ class CausalLM(Task):
             except OSError:  # another process was faster
                 shutil.rmtree(partial)
         return fetch("AutoModelForCausalLM", str(folder), **self._how())
+
+    def _folder(self, dimensions: sizing.Dimensions, cache: Path) -> Path:
+        told = dimensions, self.context, self.passes, self.batch_size, self.learning_rate, self.epoch_tokens, self.seed
+        return cache / f"causal_lm-{hashlib.sha256(f'{told} {self._text()}'.encode()).hexdigest()[:16]}"
 
     # -- the text ----------------------------------------------------------------------------------------------------
 

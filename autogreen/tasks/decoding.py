@@ -80,22 +80,19 @@ class Decoding(nn.Module):
         self.register_buffer("places", torch.arange(prompt.shape[1]), persistent=False)
         self._prompt = prompt
         self._shape: tuple[int, ...] = ()
+        self._kept: tuple[int, ...] = ()  # numbers of the layers that keep something
 
     @torch.no_grad()  # a graph of gradients would grow through the buffers from step to step
     def forward(self, input_ids: Tensor, position: Tensor) -> Tensor:
         if self._shape != self._wanted(len(input_ids)):
             self.fit(len(input_ids))
-        cache = Cache(
-            layers=[
-                _Layer(self.get_buffer(f"keys_{number}"), self.get_buffer(f"values_{number}"), position)
-                for number in range(self._shape[1])
-            ]
-        )
+        places = [number if number in self._kept else self._kept[0] for number in range(self._kept[-1] + 1)]
+        layers = [_Layer(self.get_buffer(f"keys_{at}"), self.get_buffer(f"values_{at}"), position) for at in places]
         outputs = self.lm(
             input_ids=input_ids,
             attention_mask=(self.get_buffer("places") <= position).view(1, 1, 1, -1),
             position_ids=position.view(1, 1),
-            past_key_values=cache,
+            past_key_values=Cache(layers=layers),
             use_cache=True,
         )
         logits: Tensor = outputs.logits[:, -1]
@@ -115,7 +112,10 @@ class Decoding(nn.Module):
         kept = self.lm.base_model(input_ids=rows, use_cache=True).past_key_values  # type: ignore[operator]
         for name in [name for name in self._buffers if name != "places"]:
             delattr(self, name)
+        found = []
         for number, layer in enumerate(kept.layers):
+            if isinstance(layer, CacheLayerMixin) and not layer.is_initialized:
+                continue  # the place of a block that was removed
             keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)
             if not layer.is_initialized:  # a layer that was removed, and left its number to no other
                 keys = values = torch.empty(0, device=device)
@@ -128,14 +128,16 @@ class Decoding(nn.Module):
             assert keys is not None and values is not None
             self.register_buffer(f"keys_{number}", keys.contiguous(), persistent=False)
             self.register_buffer(f"values_{number}", values.contiguous(), persistent=False)
-        self._shape = self._wanted(batch)
+            found.append(number)
+        self._kept, self._shape = tuple(found), self._wanted(batch)
 
     def _wanted(self, batch: int) -> tuple[int, ...]:
-        """Batch, layers, heads of keys and their width, as the model's config says now."""
+        """Batch, layers that attend, heads of keys and their width, as the model is now."""
         config: Any = self.lm.config
         heads = config.num_attention_heads
         width = getattr(config, "head_dim", None) or config.hidden_size // heads
-        return batch, config.num_hidden_layers, getattr(config, "num_key_value_heads", None) or heads, width
+        attending = sum(hasattr(part, "layer_idx") and any(True for _ in part.children()) for part in self.lm.modules())
+        return batch, attending, getattr(config, "num_key_value_heads", None) or heads, width
 
 
 class _Layer(CacheLayerMixin):  # type: ignore[misc, unused-ignore]
