@@ -28,6 +28,10 @@ from autogreen.tasks.decoding import Decoding
 from autogreen.testing import scripted_evaluation
 from autogreen.workload import Workload
 
+pytestmark = [  # of compilers
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:torch.*"),
+    pytest.mark.filterwarnings("ignore::UserWarning:torch.*"),
+]
 CONTEXT = 16
 SIZES = {
     "hidden_size": 64,
@@ -54,7 +58,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def tiny(**changes: Any) -> CausalLM:
     settings = {"sources": ("json",), "vocab_size": 300, "context": CONTEXT, "sequences": 5, "batch_size": 16}
-    return CausalLM(**{**settings, "passes": 3, "config": SIZES, **changes})
+    return CausalLM(**{**settings, "epoch_tokens": 2048, "passes": 3, "config": SIZES, **changes})
 
 
 def plain(cache: Path) -> Any:
@@ -246,9 +250,9 @@ def test_the_training_loss_is_that_of_transformers(cache: Path) -> None:
 @pytest.mark.parametrize("engine", ["eager", "inductor"])
 def test_prefill_gives_the_log_probabilities_of_transformers(cache: Path, engine: str, tmp_path: Path) -> None:
     task = tiny(phase="prefill")
-    ids = task.batches("validation")[0]
+    ids, lm = task.batches("validation")[0], plain(cache)
     with torch.no_grad():
-        expected = plain(cache)(ids).logits.log_softmax(-1)[:, :-1].gather(-1, ids[:, 1:, None])[..., 0]
+        expected = lm(ids).logits.log_softmax(-1)[:, :-1].gather(-1, ids[:, 1:, None])[..., 0]
     model = task.build(cache)
     assert torch.allclose(model(ids), expected, atol=1e-4)
     program = exported(model, task.inputs(ids[:2]), engine, tmp_path, 2)
@@ -261,9 +265,9 @@ def test_prefill_gives_the_log_probabilities_of_transformers(cache: Path, engine
 def test_decoding_gives_the_logits_of_transformers(cache: Path, engine: str, tmp_path: Path) -> None:
     """Token by token through the program, text after text: nothing of the one before is left over."""
     task = tiny()
-    ids = task.batches("validation")[0]
+    ids, lm = task.batches("validation")[0], plain(cache)
     with torch.no_grad():
-        expected = plain(cache)(ids).logits
+        expected = lm(ids).logits
     model = task.build(cache)
     assert torch.allclose(steps(model, ids), expected, atol=1e-4)
     model(*task.inputs(ids[:2])[0])  # another batch: the caches are made anew
@@ -298,9 +302,9 @@ def test_the_caches_are_no_weights_and_are_filled_with_text(cache: Path) -> None
         names == {f"lm.{name}" for name in plain(cache).state_dict()}
         and "lm.model.layers.0.mlp.gate_proj.weight" in names
     )
-    prompt = task.batches("calibration")[0]
+    prompt, lm = task.batches("calibration")[0], plain(cache)
     with torch.no_grad():
-        kept = plain(cache)(prompt, use_cache=True).past_key_values.layers[1].keys
+        kept = lm(prompt, use_cache=True).past_key_values.layers[1].keys
     assert model.get_buffer("keys_1").shape == (3, 2, CONTEXT, 16)
     assert torch.allclose(model.get_buffer("keys_1")[0, :, :-1], kept[0, :, :-1], atol=1e-5)
 

@@ -30,7 +30,6 @@ SETTINGS = (
     "head_dim",
     "vocab_size",
 )
-CALIBRATION = 16  # sequences
 LIMITS = {"context": (2, 2**20), "sequences": (1, 2**20), "passes": (0, 1000), "epoch_tokens": (1, 2**40)}
 LIMITS |= {"batch_size": (1, 2**20), "vocab_size": (257, 2**18), "seed": (0, 2**32)}
 
@@ -57,7 +56,7 @@ class CausalLM(Task):
         decode   one more token for each sequence, whose keys and values of `context` positions are kept; the score
                  feeds the program one token after the other, through the very kernels that are measured
 
-    context: tokens a sequence. sequences: how many of each held-out split are scored.
+    context: tokens a sequence. sequences: so many at most of each held-out split, of as many files as possible.
     passes, batch_size, learning_rate: of training from scratch; a step is batch_size sequences. epoch_tokens: what one
     epoch of fine-tuning reads, the next one goes on from there. seed: weights and order.
     """
@@ -232,8 +231,7 @@ class CausalLM(Task):
         return min(len(self._chunks()), max(1, self.epoch_tokens // self.context))
 
     def _held_out(self, split: Split) -> tuple[Tensor, Tensor]:
-        limit = min(self.sequences, CALIBRATION) if split == "calibration" else self.sequences
-        return self._tokens().held_out(split, self.context, limit)
+        return self._tokens().held_out(split, self.context, self.sequences)
 
     # -- calling and judging -----------------------------------------------------------------------------------------
 
