@@ -66,7 +66,7 @@ class Evaluator:
         self._idle_w: float | None = None
 
     def prepare(self) -> dict[str, Any]:
-        """Build the baseline; return its anatomy, the machine, the meter and what was spent."""
+        """Build the baseline; return its anatomy and data type, the machine, the meter and what was spent."""
         meter = self._meter()
         with Watch(meter) as watch:
             with watch.phase("training"):
@@ -80,6 +80,7 @@ class Evaluator:
             "hardware": hardware.describe(self.setup.device),
             "meter": {"tier": meter.tier, "boundary": meter.boundary},
             "item": self.setup.task.item,
+            "dtype": floor.plain_dtype(model.parameters()),
             "seconds": watch.seconds,
             "spent_j": spent_j,
         }

@@ -187,10 +187,10 @@ def count(
         outputs = model(*args, **kwargs)
     held = [*model.parameters(), *model.buffers()] if isinstance(model, torch.nn.Module) else []
     counts = counter.get_flop_counts()
-    flops = {_plain_dtype(held): _flops(counts.get("Global", {}))}
+    flops = {plain_dtype(held): _flops(counts.get("Global", {}))}
     for layer, dtype in (lowered or {}).items():  # the counter names a layer by its root's class and its own path
         part = _flops(counts.get(f"{type(model).__name__}.{layer}", {}))
-        flops[_plain_dtype(held)] -= part
+        flops[plain_dtype(held)] -= part
         flops[dtype] = flops.get(dtype, 0.0) + part
     weights = {leaf.untyped_storage().data_ptr(): leaf.numel() for leaf in held}
     leaves = [leaf for leaf in tree_leaves((args, kwargs, outputs)) if isinstance(leaf, torch.Tensor)]
@@ -208,7 +208,7 @@ def _flops(by_operation: Mapping[Any, int]) -> float:
     )
 
 
-def _plain_dtype(held: Iterable[Any]) -> str:
+def plain_dtype(held: Iterable[Any]) -> str:
     """The data type of most floating-point numbers of a model; float32 where it holds none."""
     numbers: dict[str, int] = {}
     for leaf in held:
@@ -299,7 +299,7 @@ def measure_costs(
     """
     import torch
 
-    kind, cache = device.partition(":")[0], _cache_bytes(device)
+    kind, cache = device.partition(":")[0], cache_bytes(device)
     side = side or SIDES[kind]
     copied = copied or max(COPY_BYTES[kind], min(4 * (cache or 0), 4 * COPY_BYTES[kind]))
     flop_pj, left_out = {}, {}
@@ -378,7 +378,7 @@ def _copy(device: str, copied: int) -> Callable[[], object]:
     return lambda: target.copy_(source)
 
 
-def _cache_bytes(device: str, caches: Path = Path("/sys/devices/system/cpu")) -> int | None:
+def cache_bytes(device: str, caches: Path = Path("/sys/devices/system/cpu")) -> int | None:
     """What the data caches of all levels hold together; of a GPU the L2. None: not told."""
     if device.startswith("cuda"):
         import torch

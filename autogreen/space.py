@@ -12,7 +12,7 @@ A rule reaches only units of its `structure`, where it has one.
 
 import glob
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -117,7 +117,7 @@ class SearchSpace:
         found = {}
         for section, rule, field, hole in self._walk():
             if hole.options is None or len(hole.options) > 1:
-                found[_hole_name(section, rule, field)] = hole
+                found[hole_name(section, rule, field)] = hole
         return found
 
     def expand(self, anatomy: Anatomy) -> "SearchSpace":
@@ -185,6 +185,14 @@ class SearchSpace:
 
         return self._filled(answer)
 
+    def shown(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """A trial's parameters in the user's own values, ordinals decoded."""
+        holes = self.holes()
+        return {
+            name: holes[name].options[value] if holes[name].ordered and holes[name].options else value  # type: ignore[index]
+            for name, value in params.items()
+        }
+
     def policy(self) -> Policy:
         """The one policy of a space without holes.
 
@@ -206,7 +214,7 @@ class SearchSpace:
         bad: dict[str, set[Any]] = {}
         reasons: dict[str, list[str]] = {}
         for section, rule, field, value in self._walk(literals=True):
-            name = _hole_name(section, rule, field)
+            name = hole_name(section, rule, field)
             for option in value.options or () if isinstance(value, Hole) else (value,):
                 alone = {key: item for key, item in rule.items() if not isinstance(item, Hole) and key != "name"}
                 setting = build_setting(section, {**alone, field: option}, section)
@@ -217,17 +225,25 @@ class SearchSpace:
                     # the reason ends in what holds for every layer; the layers stand in the names
                     where = reasons.setdefault(f"{field} {option!r}: {reason.rpartition(': ')[2]}", [])
                     where += [name] if name not in where else []
+        return self.without(bad), reasons
+
+    def without(self, bad: Mapping[str, Collection[Any]]) -> "SearchSpace":
+        """The same without some options, by name of the hole.
+
+        Raises:
+            RefusedError: a hole is left without options.
+        """
         sections = {}
         for section, rules in self.sections.items():
             kept = []
             for rule in rules:
                 kept.append({field: self._without(bad, section, rule, field) for field in rule})
             sections[section] = tuple(kept)
-        return SearchSpace(sections), reasons
+        return SearchSpace(sections)
 
     @staticmethod
-    def _without(bad: Mapping[str, set[Any]], section: str, rule: Mapping[str, Any], field: str) -> Any:
-        value, name = rule[field], _hole_name(section, rule, field)
+    def _without(bad: Mapping[str, Collection[Any]], section: str, rule: Mapping[str, Any], field: str) -> Any:
+        value, name = rule[field], hole_name(section, rule, field)
         if not isinstance(value, Hole) or value.options is None or name not in bad:
             return value
         left = tuple(option for option in value.options if option not in bad[name])
@@ -276,7 +292,7 @@ class SearchSpace:
             filled = []
             for rule in rules:
                 values = {
-                    field: answer(_hole_name(section, rule, field), value) if isinstance(value, Hole) else value
+                    field: answer(hole_name(section, rule, field), value) if isinstance(value, Hole) else value
                     for field, value in rule.items()
                     if field != "name"
                 }
@@ -285,7 +301,8 @@ class SearchSpace:
         return Policy(settings)
 
 
-def _hole_name(section: str, rule: Mapping[str, Any], field: str) -> str:
+def hole_name(section: str, rule: Mapping[str, Any], field: str) -> str:
+    """What a hole in a rule of an expanded space is called; rules of one name share it."""
     owner = rule.get("name") or rule.get("each") or rule.get("target")
     return f"{section}[{owner}].{field}" if owner else f"{section}.{field}"
 

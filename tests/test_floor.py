@@ -292,10 +292,10 @@ def test_shared_caches_count_once(tmp_path: Path) -> None:
                 "index3": ("Unified", "3", "0-1", "16M"),
             },
         )
-    assert floor._cache_bytes("cpu", tmp_path) == 2 * (32 + 512) * 1024 + (16 << 20)
+    assert floor.cache_bytes("cpu", tmp_path) == 2 * (32 + 512) * 1024 + (16 << 20)
 
 
 def test_caches_that_are_not_told(tmp_path: Path) -> None:
-    assert floor._cache_bytes("cpu", tmp_path) is None
+    assert floor.cache_bytes("cpu", tmp_path) is None
     processor(tmp_path, 0, {"index0": ("Data", "1", "0", "much")})
-    assert floor._cache_bytes("cpu", tmp_path) is None
+    assert floor.cache_bytes("cpu", tmp_path) is None

@@ -46,7 +46,8 @@ class Unit:
     name: dotted name of the first layer; members: all layers in it. structure: of pruning, what is removed.
     width: how many there are: output channels, features, heads, blocks. inputs: channels or features that go in.
     calls: how often one forward pass runs it. rows: rows of its matrix product for one example (positions for a
-    convolution, tokens for a linear layer). groups: of a convolution. block: the repeated block it stands in.
+    convolution, tokens for a linear layer). groups, taps: of a convolution; a 3 x 3 kernel has 9 taps.
+    block: the repeated block it stands in.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Unit:
     inputs: int = 0
     rows: int = 1
     groups: int = 1
+    taps: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)

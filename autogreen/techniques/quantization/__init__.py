@@ -1,5 +1,6 @@
 """Per-layer precision, with real low-precision kernels only."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -91,6 +92,7 @@ class Quantization(Technique):
                     inputs=first.inputs,
                     rows=first.rows,
                     groups=1 if conv is None else conv.groups,
+                    taps=1 if conv is None else math.prod(conv.kernel_size),
                     calls=max(traced[name].calls for name in members),
                     block=block_of(members[0]),
                 )
