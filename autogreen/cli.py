@@ -182,14 +182,8 @@ def compare(
 ) -> None:
     """Measure two programs in turns; tell which takes less energy, and how sure that is."""
     from autogreen import comparison
-    from autogreen.schema import parse_yaml
 
-    changes = {}
-    for text in protocol or ():
-        key, equals, value = text.partition("=")
-        if not equals:
-            raise ConfigError(f"--protocol {text!r} is not of the form KEY=VALUE, for example max_windows=20.")
-        changes[key] = parse_yaml(f"value: {value}", f"--protocol {key}")["value"]
+    changes = _changes(protocol)
     if (replay is None) != bool(a and b) or (replay is not None and (a or record)):
         raise ConfigError("name two programs, A and B, to measure; or --replay FILE alone to judge a recording again.")
     if replay is not None:
@@ -200,6 +194,69 @@ def compare(
         _print_json(found.to_json())
     else:
         print(found.summary())
+
+
+@app.command()
+def kernels(
+    experiment: Annotated[
+        Path | None, typer.Option("--experiment", "--task", metavar="EXPERIMENT.yaml", help="Ask its model's layers.")
+    ] = None,
+    shape: Annotated[
+        list[str] | None, typer.Option(metavar="INPUTSxOUTPUTS", help="A layer; 64x128x3x3 is a convolution.")
+    ] = None,
+    rows: Annotated[list[str] | None, typer.Option(metavar="N,N", help="Rows of its matrix product.")] = None,
+    scheme: Annotated[list[str] | None, typer.Option(help="A scheme; by default all that run here.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda:N.")] = None,
+    protocol: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="Change the protocol.")] = None,
+    again: Annotated[bool, typer.Option(help="Measure what is known once more.")] = False,
+    intervals: Annotated[bool, typer.Option(help="Show the 95 % intervals in the table.")] = False,
+    json: Annotated[Path | None, typer.Option(help="Write the figures to this file.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a heat map to this file.")] = None,
+    runs: Runs = RUNS,
+) -> None:
+    """Measure which scheme saves how much on this device, at which layer shape and batch; searches use it."""
+    from contextlib import closing
+
+    from autogreen.kernels import session, write
+    from autogreen.kernels.asking import understand
+    from autogreen.kernels.page import write_page
+    from autogreen.kernels.table import figure, heading, reading, remarks, table
+
+    console, cache = _console(), runs / ".cache"
+    asked = understand(
+        experiment,
+        shapes=shape or (),
+        rows=rows or (),
+        schemes=scheme or (),
+        device=device,
+        changes=_changes(protocol),
+        runs=runs,
+    )
+    for note in asked.notes:
+        console.print(f"note: {note}", highlight=False, soft_wrap=True)
+    known = session.known(asked.here, cache)
+    todo = session.missing(known, asked.cases, again=again)
+    if todo:
+        about = session.forecast_s(todo, asked.protocol) / 60
+        before = f"{len(asked.cases) - len(todo)} of {len(asked.cases)} cells are known; " if not again else ""
+        said = f"{before}measuring {len(todo)}, about {about:.0f} min. Energy of: {asked.here.boundary}"
+        console.print(said, highlight=False, soft_wrap=True)
+        bench = session.in_a_process(asked.here.device, asked.meter)
+        with closing(session.measure(todo, known, cache=cache, protocol=asked.protocol, bench=bench)) as steps:
+            for step in steps:
+                known, cell = step.kernels, step.cell
+                told = figure(cell, intervals=True) if cell.ratio else f"no figure: {cell.refused}"
+                left = f", about {step.left_s / 60:.0f} min left" if step.left_s else ""
+                console.print(f"{step.done}/{step.total} {cell.case}: {told}{left}", highlight=False, soft_wrap=True)
+    found = known.only(asked.cases)
+    console.print(heading(found), style="bold", highlight=False, soft_wrap=True)
+    console.print(table(found, intervals=intervals))
+    for remark in (reading(found), *remarks(found)):
+        console.print(remark, highlight=False, soft_wrap=True)
+    if json is not None:
+        write(found, json)
+    if html is not None:
+        write_page(found, html)
 
 
 @app.command()
@@ -256,6 +313,19 @@ def ui(
     print(f"http://127.0.0.1:{port}/#/experiments?workflowType=machine_learning  (Ctrl-C stops it)")
     command = ["server", "--backend-store-uri", f"sqlite:///{database}", "--host", "127.0.0.1", "--port", str(port)]
     subprocess.run([sys.executable, "-m", "mlflow", *command], check=False)
+
+
+def _changes(protocol: list[str] | None) -> dict[str, Any]:
+    """Changes of a protocol from texts KEY=VALUE."""
+    from autogreen.schema import parse_yaml
+
+    changes = {}
+    for text in protocol or ():
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise ConfigError(f"--protocol {text!r} is not of the form KEY=VALUE, for example max_windows=20.")
+        changes[key] = parse_yaml(f"value: {value}", f"--protocol {key}")["value"]
+    return changes
 
 
 def _follow(steps: Iterator[Any], trials: int | None) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 import optuna
 from optuna.trial import TrialState
 
-from autogreen import hardware
+from autogreen import hardware, restriction
 from autogreen.anatomy import Anatomy
 from autogreen.controls import controls_of, runtime_of, runtimes, untouched
 from autogreen.errors import EvaluationError, MeterError, RefusedError, StudyError
@@ -30,7 +30,6 @@ from autogreen.executors import EXECUTORS, Done, Executor, Job
 from autogreen.experiment import Experiment, pick_device
 from autogreen.front import Front, standing
 from autogreen.measurement import Interval
-from autogreen.policy import Effect, Policy
 from autogreen.samplers import FIRST, make_sampler
 from autogreen.space import SearchSpace
 from autogreen.store import Store, writing
@@ -76,7 +75,7 @@ def sweep(experiment: Experiment, folder: Path, cache: Path) -> Iterator[Progres
             meter=experiment.meter,
         )
         executor: Executor = EXECUTORS[experiment.executor](setup)
-        run = _Run(experiment, store, executor, setup.device)
+        run = _Run(experiment, store, executor, setup)
         try:
             yield run.progress("preparing", "building the baseline; the first time it is trained")
             for refused in run.prepare():
@@ -94,8 +93,9 @@ def sweep(experiment: Experiment, folder: Path, cache: Path) -> Iterator[Progres
 class _Run:
     """State of one session of a search."""
 
-    def __init__(self, experiment: Experiment, store: Store, executor: Executor, device: str) -> None:
-        self.experiment, self.store, self.executor, self.device = experiment, store, executor, device
+    def __init__(self, experiment: Experiment, store: Store, executor: Executor, setup: Setup) -> None:
+        self.experiment, self.store, self.executor = experiment, store, executor
+        self.device, self.cache = setup.device, setup.cache
         self.anatomy: Anatomy
         self.space: SearchSpace
         self._costs_known = False
@@ -104,7 +104,8 @@ class _Run:
     # -- stages --------------------------------------------------------------------------------------------------
 
     def prepare(self) -> list[str]:
-        """Learn the model's anatomy, check that the study is the same, take out what cannot run here; tell what."""
+        """Learn the model's anatomy, check that the study is the same, take out what cannot run here or costs for sure;
+        tell what."""
         found = self._call("prepare", {})
         self.experiment.refuse_untellable(found["meter"]["tier"])
         self.anatomy = Anatomy.from_json(found["anatomy"])
@@ -121,9 +122,11 @@ class _Run:
                 "boundary of the energy": found["meter"]["boundary"],
             }
         )
-        engines = self.experiment.space.options("runtime", "engine") or ("eager",)
+        batch = self.experiment.workload.fixed_batch
         expanded = self.experiment.space.expand(self.anatomy)
-        self.space, refused = expanded.restrict(lambda policy: self._refusal_everywhere(policy, engines))
+        self.space, refused = restriction.restrict(expanded, self.anatomy, device=self.device, batch=batch)
+        self.space, dear = restriction.without(self.space, self._dear(found))
+        refused |= dear
         self._facts = {
             "experiment": self.experiment.to_json(),
             "task": self.experiment.task_text,
@@ -287,7 +290,7 @@ class _Run:
                 self._tell_again(trial, twin)
                 return trial, None
             trial.set_user_attr("key", request.key)
-            trial.set_user_attr("params", self._shown(trial))
+            trial.set_user_attr("params", self.space.shown(trial.params))
             trial.set_user_attr("policy", policy.to_json())
         return trial, request
 
@@ -353,14 +356,16 @@ class _Run:
         if facts["experiment"].get("carbon") != stated:
             self.store.put("facts", {**facts, "experiment": {**facts["experiment"], "carbon": stated}})
 
-    def _refusal_everywhere(self, policy: Policy, engines: tuple[str, ...]) -> str | None:
-        """Why no engine of the space can run the policy, or None if one can."""
-        reason = None
-        for engine in engines:
-            effect = Effect.of({**policy.effect(self.anatomy).parts, "runtime": {"engine": engine}})
-            if (reason := effect.refusal(self.anatomy, self.device, self.experiment.workload.fixed_batch)) is None:
-                return None
-        return reason
+    def _dear(self, found: Mapping[str, Any]) -> restriction.Dear:
+        """What measured kernels rule out. Kept with the study: it sees the same space when it goes on, whatever was
+        measured meanwhile."""
+        dear: restriction.Dear | None = self.store.get("dear")
+        if dear is None:
+            dear, batch = {}, self.experiment.workload.fixed_batch
+            if self.store.get("facts") is None:  # else it began when there were no measured kernels
+                dear = restriction.dear_here(self.space, self.anatomy, found, batch=batch, cache=self.cache)
+            self.store.put("dear", dear)
+        return dear
 
     def _evaluate(self, request: Request) -> Evaluation:
         found: Evaluation = self._call("evaluate", {"request": request})
@@ -406,14 +411,6 @@ class _Run:
 
     def _reference_keys(self) -> set[str]:
         return {data["key"] for kind in ("references", "controls") for data in self.store.get(kind, {}).values()}
-
-    def _shown(self, trial: optuna.Trial) -> dict[str, Any]:
-        """The knobs in the user's own values, ordinals decoded."""
-        holes = self.space.holes()
-        return {
-            name: holes[name].options[value] if holes[name].ordered and holes[name].options else value  # type: ignore[index]
-            for name, value in trial.params.items()
-        }
 
     def progress(self, stage: str, note: str = "") -> Progress:
         bill = self.store.bill
