@@ -245,7 +245,7 @@ def kernels(
         with closing(session.measure(todo, known, cache=cache, protocol=asked.protocol, bench=bench)) as steps:
             for step in steps:
                 known, cell = step.kernels, step.cell
-                told = figure(cell, intervals=True) if cell.ratio else f"no figure: {cell.refused}"
+                told = figure(cell, intervals=True) if cell.ratio else "no figure"
                 left = f", about {step.left_s / 60:.0f} min left" if step.left_s else ""
                 console.print(f"{step.done}/{step.total} {cell.case}: {told}{left}", highlight=False, soft_wrap=True)
     found = known.only(asked.cases)

@@ -17,6 +17,7 @@ from autogreen.evaluate import Setup
 from autogreen.executors import EXECUTORS, Job
 from autogreen.executors.worker import translated
 from autogreen.measurement import Protocol
+from autogreen.process import ask_each
 from autogreen.workload import Workload
 
 cloudpickle.register_pickle_by_value(toys)
@@ -144,3 +145,29 @@ def test_a_process_that_was_asked_dies_with_the_one_who_asked(tmp_path):
     while psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie" and time.monotonic() < end:
         time.sleep(0.1)
     assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == "zombie"
+
+
+def test_answers_come_one_by_one_and_those_before_a_death_are_good(tmp_path, monkeypatch):
+    (tmp_path / "several.py").write_text(
+        "import os, time\nfrom autogreen.process import answer_each\n"
+        "def work(job):\n    yield {'said': job}\n    print('noise')\n    yield {'said': 2}\n"
+        "    if job == 'die':\n        os.kill(os.getpid(), 9)\n    if job == 'sleep':\n        time.sleep(60)\n"
+        "    if job == 'raise':\n        raise ValueError('odd')\n"
+        "answer_each(work)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join((str(tmp_path), *filter(None, sys.path))))
+    for job, limit_s, told in (
+        ("die", 60, "the process that counted it died .signal SIGKILL."),
+        ("raise", 60, "it could not be counted: ValueError: odd"),
+        ("sleep", 6, "it was not counted within 6 s"),
+        ("end", 60, None),
+    ):
+        answers = ask_each(
+            "several", job, device="cpu", what="it", done="counted", limit_s=limit_s, failure=EvaluationError
+        )
+        assert [next(answers), next(answers)] == [{"said": job}, {"said": 2}]
+        if told is None:
+            assert list(answers) == []
+        else:
+            with pytest.raises(EvaluationError, match=told):
+                next(answers)

@@ -309,16 +309,19 @@ def test_a_scheme_that_ran_simulated_is_refused_and_told(small_caches: None, mon
     assert one.ratio is None and "simulated" in one.refused and meter.opened == 0
 
 
-def test_a_fault_while_building_is_that_cells_own(small_caches: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kernel_that_fails_ends_its_process(small_caches: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others must not suffer from what it leaves behind; the session asks for them in a fresh one."""
+
     def fails(parts: Any, model: Any, context: Any) -> Any:
-        raise RuntimeError("no such kernel\nand a long story")
+        raise RuntimeError("an illegal memory access\nand a long story")
 
     monkeypatch.setattr(bench, "ENGINE", "eager")
     monkeypatch.setattr(bench, "lower", fails)
-    found = bench.bench(LINEAR, 32, ("w8a16", "fp8"), device="cpu", meter=ScriptedMeter(), protocol=QUICK, warm=False)
-    first, second = found
-    assert first.refused == "RuntimeError: no such kernel"
-    assert "no kernel computes it on a processor" in second.refused
+    asked = ("fp8", "w8a16", "w4a16")
+    found = bench.bench(LINEAR, 32, asked, device="cpu", meter=ScriptedMeter(), protocol=QUICK, warm=False)
+    assert "no kernel computes it on a processor" in next(found).refused
+    with pytest.raises(EvaluationError, match=r"^RuntimeError: an illegal memory access$"):
+        next(found)
 
 
 def test_a_fault_of_the_meter_passes_through(small_caches: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -585,7 +588,7 @@ def test_the_command_measures_tells_and_writes(command: Any, capsys: Any, tmp_pa
     code, made = command(*arguments[:2], "--rows", "1", "--rows", "7", "--scheme", "w8a8", "--intervals")
     told = capsys.readouterr().out
     assert [case.rows for case in made.asked] == [7] and "1 of 2 cells are known; measuring 1" in told
-    assert "0.50 (0.49–0.51) │" in told
+    assert "0.50 (0.49–0.51) │" in told and "energy over the plain float32 layer, measured" in told
     code, made = command(*arguments)
     assert made.asked == [] and "measuring" not in capsys.readouterr().out
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from autogreen import __version__, floor, hardware
 from autogreen.compress import lower
 from autogreen.engines import ENGINES, Program, Recipe, profile
-from autogreen.errors import AutogreenError, MeterError, RefusedError
+from autogreen.errors import AutogreenError, EvaluationError, MeterError, RefusedError
 from autogreen.kernels import ENGINE, PLAIN, Case, Cell, Shape
 from autogreen.measure import lease, measure_beside, rest_w
 from autogreen.measurement import Protocol
@@ -73,6 +73,7 @@ def bench(
 
     Raises:
         MeterError: the energy cannot be read, or the machine is too busy.
+        EvaluationError: the next scheme failed in a compiler or a kernel; ask for the others in a fresh process.
     """
     with tempfile.TemporaryDirectory(prefix="autogreen-kernels-") as folder:
         subject = make(shape, rows, device)
@@ -92,9 +93,9 @@ def bench(
                 raise
             except AutogreenError as error:
                 yield stamped(Cell(case=case, refused=str(error)))
-            except Exception as error:  # noqa: BLE001 - whatever a compiler or kernel raises is why it has no figure
+            except Exception as error:  # what a kernel leaves behind when it fails may fail others: a device's context
                 told = str(error).strip().splitlines()[:1] or [""]
-                yield stamped(Cell(case=case, refused=f"{type(error).__name__}: {told[0]}"))
+                raise EvaluationError(f"{type(error).__name__}: {told[0]}") from error
             finally:
                 program = None
                 shutil.rmtree(Path(folder) / "scheme", ignore_errors=True)

@@ -17,7 +17,7 @@ PROTOCOL = Protocol(warmup_s=0.3, window_s=0.25, min_windows=10, max_windows=20,
 WORKER = "autogreen.kernels.worker"
 LOOK_S = 300.0
 CELL_S = 900.0  # compiling and measuring one scheme, at most
-START_S, COMPILE_S = 8.0, 10.0  # of a process, and of a program, in the forecast
+START_S, COMPILE_S = 8.0, 20.0  # of a process, and of a program, in the forecast
 
 Bench = Callable[[Shape, int, tuple[str, ...], Protocol, bool], Iterator[Cell]]
 
@@ -122,7 +122,8 @@ def measure(
 def _answered(
     shape: Shape, rows: int, schemes: tuple[str, ...], bench: Bench, protocol: Protocol, warm: bool
 ) -> Iterator[Cell]:
-    """The cells; where a process died, that scheme's without a figure, and the others' from a fresh one."""
+    """The cells; where a process died or a kernel failed, that scheme's without a figure, the others' from a fresh
+    one."""
     left = list(schemes)
     while left:
         try:
