@@ -115,15 +115,12 @@ def _dear(space: SearchSpace, name: str, option: str, anatomy: Anatomy, kernels:
 
 
 def _reached(space: SearchSpace, name: str, option: str, anatomy: Anatomy) -> set[str]:
-    """The layers that a hole gives an option to, with every other hole at `none`."""
+    """The layers that a hole gives an option to; earlier rules keep theirs."""
     rules = []
     for rule in space.sections["quantization"]:
-        value: Any = rule.get("scheme", "none")
-        if isinstance(value, Hole):
-            value = option if hole_name("quantization", rule, "scheme") == name else "none"
-        else:
-            value = "none"
-        rules.append(build_setting("quantization", {"target": rule["target"], "scheme": value}, "quantization"))
+        ours = isinstance(rule.get("scheme"), Hole) and hole_name("quantization", rule, "scheme") == name
+        alone = {"target": rule["target"], "scheme": option if ours else "none"}
+        rules.append(build_setting("quantization", alone, "quantization"))
     try:
         return {*Policy({"quantization": tuple(rules)}).effect(anatomy).parts.get("quantization", {})}
     except RefusedError:  # layers that depend on each other under two holes: trials will say so

@@ -336,6 +336,20 @@ def test_a_fault_of_the_meter_passes_through(small_caches: None, monkeypatch: py
         list(found)
 
 
+@pytest.mark.gpu
+def test_cells_of_a_gpu_replay_graphs_beside_plain_bfloat16(small_caches: None) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no NVIDIA GPU")
+    shape = Shape(kind="linear", inputs=256, outputs=512)
+    schemes = cases.schemes_asked((), "cuda:0")
+    found = list(bench.bench(shape, 32, schemes, device="cuda:0", meter=ScriptedMeter(), protocol=QUICK, warm=False))
+    assert [one.case.scheme for one in found] == list(schemes)
+    figures = [one for one in found if one.ratio is not None]
+    assert {"fp16", "w8a8", "w4a16"} <= {one.case.scheme for one in figures}, [one.refused for one in found]
+    for one in figures:
+        assert one.kernels and all(kernel.endswith("(bfloat16)") for kernel in one.plain_kernels)
+
+
 def test_weights_that_stay_in_the_caches_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "MOST_COPIES", 2)
     monkeypatch.setattr("autogreen.floor.cache_bytes", lambda device: 30_000)
