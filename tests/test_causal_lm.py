@@ -352,9 +352,10 @@ def test_layers_are_seen_by_techniques(cache: Path) -> None:
     for phase in ("prefill", "decode"):
         task = tiny(phase=phase)
         found = survey(task.build(cache), task.inputs(task.batches("validation")[0][:1]), ("quantization",))
-        units = {unit.name: unit for unit in found.units["quantization"]}
+        units = {name: unit for unit in found.units["quantization"] for name in unit.members}
         assert len(units) == 2 * 7 + 1 and units["lm.model.layers.1.mlp.up_proj"].block == "lm.model.layers.1"
-        assert units["lm.model.layers.0.self_attn.v_proj"].peers == "lm.model.layers.0.self_attn.q_proj"
+        for one, other in (("mlp.up_proj", "mlp.gate_proj"), ("self_attn.v_proj", "self_attn.q_proj")):
+            assert units[f"lm.model.layers.0.{one}"] is units[f"lm.model.layers.0.{other}"]  # servers fuse them
 
 
 def test_sixteen_bits(cache: Path) -> None:

@@ -75,7 +75,12 @@ def test_the_spine_imports_faces_never_members():
         "autogreen.api": {"tasks.given"},
         "autogreen.store": {"tasks.trees"},
         # quantization's own table of schemes is the subject; layers alone are a model that was given
-        "autogreen.kernels.bench": {"techniques.quantization.schemes", "tasks.given", "engines.profile"},
+        "autogreen.kernels.bench": {
+            "techniques.quantization.schemes",
+            "techniques.trace",
+            "tasks.given",
+            "engines.profile",
+        },
         "autogreen.kernels.cases": {"techniques.quantization.schemes"},
         "autogreen.kernels.table": {"techniques.quantization.schemes"},
         "autogreen.kernels.worker": {"techniques.quantization.schemes"},

@@ -30,6 +30,7 @@ from autogreen.tasks import Inputs
 from autogreen.tasks.given import Given
 from autogreen.techniques import TECHNIQUES, Context, Target, Unit
 from autogreen.techniques.quantization.schemes import SCHEMES, check_kernels, road_of
+from autogreen.techniques.trace import layers as traced
 
 MOST_COPIES = 32  # more take long to compile
 MOST_BYTES = {"cpu": 1 << 30, "cuda": 8 << 30}  # of plain weights, inputs and outputs
@@ -198,9 +199,9 @@ def build(subject: Subject, effect: Mapping[str, str], folder: Path) -> tuple[Pr
     program = Program(folder, subject.recipe)
     shutil.rmtree(folder)  # what is loaded is in memory
     program.run(*subject.example)
-    kernels, _ = profile.trace(program, subject.example)
-    check_kernels(effect, subject.units, kernels, subject.recipe.device)
-    return program, tuple(f"{kernel.name} ({kernel.precision})" for kernel in kernels)
+    ran = profile.trace(program, subject.example)
+    check_kernels(effect, traced(subject.model, subject.example), ran.products, subject.recipe.device)
+    return program, tuple(f"{kernel.name} ({kernel.precision})" for kernel in ran.kernels)
 
 
 def _context(subject: Subject) -> Context:

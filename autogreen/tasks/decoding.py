@@ -117,15 +117,12 @@ class Decoding(nn.Module):
             if isinstance(layer, CacheLayerMixin) and not layer.is_initialized:
                 continue  # the place of a block that was removed
             keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)
-            if not layer.is_initialized:  # a layer that was removed, and left its number to no other
-                keys = values = torch.empty(0, device=device)
-            elif keys is None or values is None or keys.shape[2] != rows.shape[1]:
+            if keys is None or values is None or keys.shape[2] != rows.shape[1]:
                 raise RefusedError(
                     f"layer {number} of {type(self.lm).__name__} does not keep the keys and values of "
                     f"{rows.shape[1]} positions ({type(layer).__name__}): decoding takes models with full attention, "
                     "or a context shorter than their window. Shorten context, or use phase: prefill."
                 )
-            assert keys is not None and values is not None
             self.register_buffer(f"keys_{number}", keys.contiguous(), persistent=False)
             self.register_buffer(f"values_{number}", values.contiguous(), persistent=False)
             found.append(number)
