@@ -145,7 +145,7 @@ def test_mse_is_the_best_of_all_clippings(bits: int, symmetric: bool) -> None:
 def test_mse_clips_what_is_rare_and_keeps_what_is_not() -> None:
     x = torch.randn(1, 10_000, generator=torch.Generator().manual_seed(0))
     _, high = value_range(x, observer="mse", bits=4, symmetric=True)
-    # White paper, table 1 and Banner et al. 2019: the best clipping of 4 bits of a normal distribution is at 2.55
+    # Banner et al., NeurIPS 2019: the best clipping of 4 bits of a normal distribution is at 2.55
     assert 2.3 < float(high) < 2.9
     assert float(value_range(x, observer="minmax", bits=4, symmetric=True)[1]) > 3.5
 

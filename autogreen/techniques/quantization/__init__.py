@@ -40,8 +40,9 @@ class Quantization(Technique):
 
     observer: how ranges are chosen where a scheme leaves a choice, of activations (w8a8_static) or of weights (w8a16,
     w4a16); elsewhere it says nothing. `minmax` takes what was seen, `percentile` 99.9 % of it, `mse` what makes the
-    mean squared error least. Weights of eight bits beside activations of eight take min-max: a scale per channel leaves
-    nothing to win there (Nagel et al., 2021, section 4.3).
+    mean squared error least; where a few features are far louder than the others, as in transformers, a percentile cuts
+    off what matters. Weights of eight bits beside activations of eight take min-max: a scale per channel leaves
+    little to win there.
 
     qat: fine-tuning rounds this layer as the scheme does, so that the network learns to live with it; of schemes below
     16 bits. It needs a `distillation` section, which is what trains.
