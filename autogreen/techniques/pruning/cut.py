@@ -23,6 +23,9 @@ WIDTHS = ("channel", "neuron", "head")
 
 def cut(effect: Mapping[str, Any], model: nn.Module, context: Context) -> nn.Module:
     """Apply an effect (see `Pruning.effect`) in place."""
+    args, kwargs = context.example
+    with torch.no_grad():
+        model(*args, **kwargs)  # what a model makes in its first call (caches for this batch) must not look like work
     pools = effect.get("global", [])
     evidence = Evidence(model, context)
     narrowing = _narrowing(effect, pools, model, context, evidence)
@@ -119,6 +122,10 @@ def _shortening(
     if not alone and not together:
         return []
     found = {stack.name: stack for stack in blocks.stacks(model, context.example)}
+    if missing := sorted(set(alone).difference(found)):
+        raise RefusedError(
+            f"pruning: {', '.join(missing)} is no stack of blocks in this model; is the policy another's?"
+        )
     chosen: list[tuple[str, int]] = []
 
     def drop(name: str, scores: torch.Tensor, count: int) -> None:
@@ -126,7 +133,7 @@ def _shortening(
         chosen.extend((stack.blocks[place], stack.wraps[stack.blocks[place]]) for place in weakest(scores, count))
 
     for name, setting in alone.items():
-        if name in found and (count := len(found[name].blocks) - setting["width"]) > 0:
+        if (count := len(found[name].blocks) - setting["width"]) > 0:
             drop(name, evidence.blocks(found[name].blocks, setting["importance"]), count)
     for pool in together:
         names = [name for name in pool["units"] if name in found]
