@@ -143,7 +143,7 @@ def test_a_coupled_channel_is_judged_by_all_weights_that_go_with_it() -> None:
     assert kept(get("stem.0.weight"), narrow.get_parameter("stem.0.weight")) == strongest
 
 
-# --- models that cannot be followed ------------------------------------------------------------------------------------
+# --- models that cannot be followed -----------------------------------------------------------------------------------
 
 
 def test_a_model_that_cannot_be_traced_is_refused_by_name() -> None:
