@@ -15,8 +15,8 @@ from autogreen.errors import ConfigError, RefusedError
 from autogreen.policy import Policy
 from autogreen.space import Hole, SearchSpace
 
-# what a transformer encoder has, too
-ENCODER = replace(
+# what transformers have; a decoder's layers are one unit
+TRANSFORMER = replace(
     ANATOMY,
     units={
         **ANATOMY.units,
@@ -24,6 +24,9 @@ ENCODER = replace(
             unit("layer.0.intermediate.dense", kind="linear", structure="neuron", width=256),
             unit("layer.0.attention.self", kind="attention", structure="head", width=12),
             unit("layer", kind="block", structure="depth", width=6),
+            unit("lm.model.layers.mlp", kind="linear", structure="neuron", width=256),
+            unit("lm.model.layers.self_attn", kind="attention", structure="head", width=4),
+            unit("lm.model.layers", kind="block", structure="depth", width=6),
         ),
     },
 )
@@ -146,7 +149,7 @@ def test_a_space_that_is_no_mapping(data: Any) -> None:
 def test_every_shipped_space_loads_and_says_so_again(path: Path) -> None:
     found = SearchSpace.load(path)
     assert found.holes() and SearchSpace.from_json(found.to_json()) == found
-    assert found.expand(ENCODER if path.stem == "encoder" else ANATOMY).holes()
+    assert found.expand(ANATOMY if path.stem == "cnn" else TRANSFORMER).holes()
 
 
 # --- holes and Optuna -------------------------------------------------------------------------------------------------
