@@ -10,7 +10,7 @@ import copy
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -65,8 +65,9 @@ class Evaluator:
         self._costs: floor.UnitCosts | None = None
         self._idle_w: float | None = None
 
-    def prepare(self) -> dict[str, Any]:
-        """Build the baseline; return its anatomy and data type, the machine, the meter and what was spent."""
+    def prepare(self, sections: Collection[str] = tuple(TECHNIQUES)) -> dict[str, Any]:
+        """Build the baseline; return its anatomy (what techniques of these sections can treat) and data type, the
+        machine, the meter and what was spent."""
         meter = self._meter()
         with Watch(meter) as watch:
             with watch.phase("training"):
@@ -74,7 +75,7 @@ class Evaluator:
                 model = self._start("baseline")
             spent_j = watch.spent_j()
         self._keep_golden()
-        anatomy = survey(model, self._example(1), tuple(TECHNIQUES))
+        anatomy = survey(model, self._example(1), tuple(name for name in TECHNIQUES if name in sections))
         return {
             "anatomy": anatomy.to_json(),
             "hardware": hardware.describe(self.setup.device),

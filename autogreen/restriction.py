@@ -50,7 +50,8 @@ def refusal_everywhere(
     """Why none of the engines can run the policy, or None if one can."""
     reason = None
     for engine in engines:
-        effect = Effect.of({**policy.effect(anatomy).parts, "runtime": {"engine": engine}})
+        parts = policy.effect(anatomy).parts
+        effect = Effect.of({**parts, "runtime": {**parts["runtime"], "engine": engine}})
         if (reason := effect.refusal(anatomy, device, batch)) is None:
             return None
     return reason

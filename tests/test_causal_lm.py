@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from autogreen import evaluate
 from autogreen.anatomy import survey
+from autogreen.compress import compress
 from autogreen.engines import ENGINES, Program, Recipe
 from autogreen.errors import ConfigError, RefusedError
 from autogreen.evaluate import Evaluator, Setup
@@ -25,6 +26,7 @@ from autogreen.policy import Effect
 from autogreen.tasks import digest, sizing, sources
 from autogreen.tasks.causal_lm import CausalLM
 from autogreen.tasks.decoding import Decoding
+from autogreen.techniques import Context
 from autogreen.testing import scripted_evaluation
 from autogreen.workload import Workload
 
@@ -339,6 +341,17 @@ def test_a_model_that_was_cut_decodes_right(cache: Path) -> None:
     model.lm.set_attn_implementation("autogreen")
     with torch.no_grad():
         assert torch.allclose(steps(model, ids), model.lm(ids, use_cache=False).logits, atol=1e-4)
+
+
+@pytest.mark.parametrize("phase", ["prefill", "decode"])
+def test_a_model_that_was_never_called_loses_its_layers(cache: Path, phase: Any) -> None:
+    """The first call fills the caches with a whole text: seen by hooks, it looks like a second run of every layer."""
+    task = tiny(phase=phase)
+    model, example = task.build(cache), task.inputs(task.batches("validation")[0][:1])
+    context = Context(task=task, example=example, seed=0, device="cpu", teacher=model, check=lambda: None, cache={})
+    parts = {"pruning": {"depth": {"lm.model.layers": {"width": 1, "of": 2, "importance": "activation"}}}}
+    layers = compress(parts, model, context).lm.model.layers  # type: ignore[union-attr]
+    assert sorted(type(layer).__name__ for layer in layers) == ["LlamaDecoderLayer", "Skip"]
 
 
 def test_exporting_before_the_first_call_is_refused(cache: Path, tmp_path: Path) -> None:

@@ -12,12 +12,13 @@ import psutil
 import pytest
 import toys
 
-from autogreen.errors import EvaluationError, StudyError
+from autogreen.errors import EvaluationError, RefusedError, StudyError
 from autogreen.evaluate import Setup
 from autogreen.executors import EXECUTORS, Job
 from autogreen.executors.worker import translated
 from autogreen.measurement import Protocol
 from autogreen.process import ask_each
+from autogreen.techniques import TECHNIQUES
 from autogreen.workload import Workload
 
 cloudpickle.register_pickle_by_value(toys)
@@ -65,6 +66,17 @@ def test_contract(name, tmp_path):
     finally:
         executor.close()
         executor.close()
+
+
+def test_a_technique_that_the_space_does_not_use_looks_at_nothing(tmp_path, monkeypatch):
+    def cannot(model, example):
+        raise RefusedError("pruning: the dependencies of this model cannot be traced.")
+
+    monkeypatch.setattr(TECHNIQUES["pruning"], "units", cannot)
+    executor = EXECUTORS["inline"](setup(tmp_path))
+    found = run(executor, "prepare", sections=("quantization", "runtime"))
+    assert found.error is None and list(found.value["anatomy"]["units"]) == ["quantization"]
+    assert "cannot be traced" in str(run(executor, "prepare").error)
 
 
 def test_a_killed_worker_costs_one_job_and_is_replaced(local):

@@ -88,7 +88,7 @@ def _of_model(
     )
     executor: Executor = EXECUTORS[experiment.executor](setup)
     try:
-        executor.submit(Job(call="prepare"))
+        executor.submit(Job(call="prepare", arguments={"sections": ("quantization",)}))
         done = executor.next_done()
     finally:
         executor.close()
