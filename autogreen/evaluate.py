@@ -34,6 +34,7 @@ from autogreen.tasks import Inputs, Scores, Split, Task, cut, plain, rows, to_de
 from autogreen.tasks.trees import pack
 from autogreen.techniques import TECHNIQUES, Context
 from autogreen.techniques.quantization.schemes import check_kernels, narrowest_bytes, precisions
+from autogreen.techniques.trace import call_once
 from autogreen.techniques.trace import layers as traced
 from autogreen.workload import Workload
 
@@ -118,8 +119,7 @@ class Evaluator:
             student = parts.get("distillation", {}).get("student", 1.0)
             start = copy.deepcopy(self._start(request.start, student)).to(self.setup.device)
             trained = compress(parts, start, self._context(example, request.seed, watch.check))
-            with torch.no_grad():
-                trained(*example[0], **example[1])  # what a model makes in its first call (caches) is no work of a call
+            call_once(trained, example)
             lowered, layers = parts.get("quantization", {}), traced(trained, example)
             sparse = parts.get("pruning", {}).get("n:m", ()) if self.setup.device.startswith("cuda") else ()
             planned = {**precisions(lowered, self.setup.device), **dict.fromkeys(sparse, "sparse")}  # bounds nothing

@@ -96,7 +96,7 @@ def matching_blocks(student: "nn.Module", teacher: "nn.Module", example: Any) ->
     import torch
     from torch import nn
 
-    from autogreen.techniques.trace import block_of, tensors
+    from autogreen.techniques.trace import block_of, call_once, tensors
 
     layers = [name for name, module in teacher.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)]
     blocks = dict.fromkeys(block for name in layers if (block := block_of(name)) != name) or dict.fromkeys(layers)
@@ -106,7 +106,7 @@ def matching_blocks(student: "nn.Module", teacher: "nn.Module", example: Any) ->
     found: list[States] = []
     own: set[int] = set()
     for model in (teacher, student):
-        model.eval()
+        call_once(model.eval(), example)
         with torch.no_grad(), recorded(model, shared, learning=False) as states:
             outputs = tensors(model(*args, **kwargs))
         own |= {id(leaf) for leaf in outputs}

@@ -11,6 +11,14 @@ from torch.utils._pytree import tree_leaves
 from autogreen.tasks import Inputs, plain, rows
 
 
+def call_once(model: nn.Module, example: Inputs) -> None:
+    """Call a model before anyone looks at a call: what it makes in its first one for this batch or after a change of
+    its shape (a decoder fills its caches with a whole text) is no work of a call, and would look like a second one."""
+    args, kwargs = example
+    with torch.no_grad():
+        model(*args, **kwargs)
+
+
 def signature(model: nn.Module, example: Inputs) -> Any:
     """Shapes and types of all output tensors."""
     args, kwargs = example

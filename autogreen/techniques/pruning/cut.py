@@ -17,15 +17,14 @@ from autogreen.techniques.pruning.graph import groups
 from autogreen.techniques.pruning.importance import Evidence
 from autogreen.techniques.pruning.ranking import Ranked, removals, weakest
 from autogreen.techniques.pruning.surgery import Removable, remove
+from autogreen.techniques.trace import call_once
 
 WIDTHS = ("channel", "neuron", "head")
 
 
 def cut(effect: Mapping[str, Any], model: nn.Module, context: Context) -> nn.Module:
     """Apply an effect (see `Pruning.effect`) in place."""
-    args, kwargs = context.example
-    with torch.no_grad():
-        model(*args, **kwargs)  # what a model makes in its first call (caches for this batch) must not look like work
+    call_once(model, context.example)
     pools = effect.get("global", [])
     evidence = Evidence(model, context)
     narrowing = _narrowing(effect, pools, model, context, evidence)
@@ -35,6 +34,7 @@ def cut(effect: Mapping[str, Any], model: nn.Module, context: Context) -> nn.Mod
         blocks.skip(model, path, wraps)
     decoder.describe(model)
 
+    call_once(model, context.example)
     evidence = Evidence(model, context)  # masks are for the weights that stayed
     masks.mask_weights(model, _present(model, effect.get("weight", {})), evidence)
     for pool in pools:
