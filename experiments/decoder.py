@@ -7,11 +7,15 @@ Every policy is trained once (pruned and distilled) and then served in each phas
 runtime (compiled, CUDA graph), profiled for its kernels, scored on validation and test, and measured beside the
 uncompressed model in that model's best runtime. One line of JSON a policy and phase; what a policy's kernels cannot run
 is a line with its reason. Needs no MLflow and no study: one process, one GPU.
+
+`--task` takes dimensions and `weights: random` too, for what a model of 7 B parameters costs (energy only; TMPDIR should
+then be a folder in memory).
 """
 
 import argparse
 import copy
 import json
+import shutil
 import sys
 import tempfile
 import time
@@ -47,9 +51,13 @@ TUNING = {"epochs": 12, "alpha": 0.0, "learning_rate": 5e-4, "precision": "bf16"
 TEACHING = {**TUNING, "alpha": 0.5, "temperature": 2.0}
 
 
-def everywhere(scheme: str) -> dict[str, Any]:
+def everywhere(scheme: str, **settings: Any) -> dict[str, Any]:
     """One scheme on all layers."""
-    return {"quantization": [{"target": "*", "scheme": scheme}]}
+    return {"quantization": [{"target": "*", "scheme": scheme, **settings}]}
+
+
+def but_head(scheme: str) -> dict[str, Any]:
+    return {"quantization": [{"target": "*lm_head", "scheme": "none"}, {"target": "*", "scheme": scheme}]}
 
 
 def pruned(*rules: tuple[str, float], **sections: Any) -> dict[str, Any]:
@@ -58,20 +66,25 @@ def pruned(*rules: tuple[str, float], **sections: Any) -> dict[str, Any]:
     return {"pruning": found, "distillation": TEACHING, **sections}
 
 
-SHALLOW, NARROW = ("depth", 0.25), ("neuron", 0.25)
+ONE_LESS, TWO_LESS, NARROW = ("depth", 0.17), ("depth", 0.34), ("neuron", 0.25)  # of six layers
+SCHEMES = ("fp8", "w8a8", "w8a8_static", "w4a16", "w8a16")
 POLICIES: dict[str, dict[str, Any]] = {
     "tuned": {"distillation": TUNING},
-    **{scheme: everywhere(scheme) for scheme in ("fp8", "w8a8", "w8a8_static", "w4a16", "w8a16")},
-    "fp8 but head": {"quantization": [{"target": "*lm_head", "scheme": "none"}, {"target": "*", "scheme": "fp8"}]},
-    "fp8 head only": {"quantization": [{"target": "*lm_head", "scheme": "fp8"}]},
+    **{scheme: everywhere(scheme) for scheme in SCHEMES},
+    "fp8 but head": but_head("fp8"),
+    "w4a16 but head": but_head("w4a16"),
     "fp8 feed-forward": {"quantization": [{"target": "*mlp*", "scheme": "fp8"}]},
-    "w4a16 but head": {"quantization": [{"target": "*lm_head", "scheme": "none"}, {"target": "*", "scheme": "w4a16"}]},
-    "shallow": pruned(SHALLOW),
-    "shallow+narrow": pruned(SHALLOW, NARROW),
-    "shallow+fp8": pruned(SHALLOW, **everywhere("fp8")),
-    "shallow+narrow+fp8": pruned(SHALLOW, NARROW, **everywhere("fp8")),
-    "shallow+narrow+w8a8": pruned(SHALLOW, NARROW, **everywhere("w8a8")),
-    "shallow+narrow+w4a16": pruned(SHALLOW, NARROW, **everywhere("w4a16")),
+    "fp8 head": {"quantization": [{"target": "*lm_head", "scheme": "fp8"}]},
+    "w4a16 learned": {"distillation": TEACHING, **everywhere("w4a16", qat=True)},
+    "narrow": pruned(NARROW),
+    "one less": pruned(ONE_LESS),
+    "one less+w4a16 learned": pruned(ONE_LESS, **everywhere("w4a16", qat=True)),
+    "two less": pruned(TWO_LESS),
+    "two less+narrow": pruned(TWO_LESS, NARROW),
+    "two less+w4a16": pruned(TWO_LESS, **everywhere("w4a16")),
+    "two less+w4a16 but head": pruned(TWO_LESS, **but_head("w4a16")),
+    "two less+narrow+fp8": pruned(TWO_LESS, NARROW, **everywhere("fp8")),
+    "two less+narrow+fp8 head": pruned(TWO_LESS, NARROW, quantization=[{"target": "*lm_head", "scheme": "fp8"}]),
 }
 
 
@@ -104,7 +117,9 @@ class Bench:
 
     def train(self, parts: Mapping[str, Any]) -> Any:
         """The Hugging Face model after pruning and distillation."""
-        changes = {section: parts[section] for section in ("pruning", "distillation") if section in parts}
+        learned = any("qat" in word for word in parts.get("quantization", {}).values())
+        sections = ("pruning", "distillation", *(("quantization",) if learned else ()))
+        changes = {section: parts[section] for section in sections if section in parts}
         if (key := json.dumps(changes, sort_keys=True)) not in self.trained:
             model = copy.deepcopy(self.model)
             self.trained[key] = compress(changes, model, self.context(self.task, 1)).lm if changes else model.lm
@@ -128,6 +143,7 @@ class Phase:
         model = lower({k: v for k, v in effect.parts.items() if k != "runtime"}, served, context)
         ENGINES[runtime["engine"]].save(model, context.example, folder)
         program = Program(folder, Recipe(batch=self.batch, threads=1, device=DEVICE, **runtime))
+        shutil.rmtree(folder)  # what is loaded is in memory
         program.run(*context.example)
         return program
 
