@@ -8,8 +8,8 @@ runtime (compiled, CUDA graph), profiled for its kernels, scored on validation a
 uncompressed model in that model's best runtime. One line of JSON a policy and phase; what a policy's kernels cannot run
 is a line with its reason. Needs no MLflow and no study: one process, one GPU.
 
-`--task` takes dimensions and `weights: random` too, for what a model of 7 B parameters costs (energy only; TMPDIR should
-then be a folder in memory).
+`--task` takes dimensions and `weights: random` too, for what a model of 7 B parameters costs (energy only; TMPDIR
+should then be a folder in memory).
 """
 
 import argparse
