@@ -21,6 +21,9 @@ from autogreen.schema import build
 from autogreen.techniques import TECHNIQUES, Target
 
 SECTIONS = (*TECHNIQUES, "runtime")
+MEANING = (
+    "2"  # of effects; with it change their texts, or what is done for the same text: studies begun before end there
+)
 
 
 def section_class(name: str) -> Any:
@@ -47,8 +50,9 @@ class Policy:
             if rules
         }
 
-    def effect(self, anatomy: Anatomy) -> "Effect":
-        """What the policy does to a model of this anatomy.
+    def effect(self, anatomy: Anatomy, *, whole: bool = True) -> "Effect":
+        """What the policy does to a model of this anatomy. whole: False for a part of a policy, whose sections may
+        still find beside others what they need.
 
         Raises:
             RefusedError: a target that matches nothing treatable, conflicting rules, or sections that cannot go
@@ -59,7 +63,8 @@ class Policy:
             units = anatomy.units.get(section, ())
             if part := technique.effect(self.settings.get(section, ()), units):
                 parts[section] = part
-        parts = {section: TECHNIQUES[section].settle(part, parts) for section, part in parts.items()}
+        if whole:
+            parts = {section: TECHNIQUES[section].settle(part, parts) for section, part in parts.items()}
         runtime = self.settings.get("runtime") or (Runtime(),)
         parts["runtime"] = runtime[0].effect()
         return Effect.of(parts)

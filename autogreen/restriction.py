@@ -32,7 +32,13 @@ def restrict(space: SearchSpace, anatomy: Anatomy, *, device: str, batch: int | 
         RefusedError: a literal cannot run here, or a hole is left without options.
     """
     engines = space.options("runtime", "engine") or ("eager",)
-    return space.restrict(lambda policy: refusal_everywhere(policy, engines, anatomy, device, batch))
+    others = set(space.sections).difference(("parallelism", "runtime"))
+
+    def refusal(policy: Policy) -> str | None:
+        """Of one rule by itself: what it lacks may stand in another section, unless there is none."""
+        return refusal_everywhere(policy, engines, anatomy, device, batch, whole=others <= set(policy.settings))
+
+    return space.restrict(refusal)
 
 
 def without(space: SearchSpace, dear: Dear) -> tuple[SearchSpace, Told]:
@@ -45,12 +51,12 @@ def without(space: SearchSpace, dear: Dear) -> tuple[SearchSpace, Told]:
 
 
 def refusal_everywhere(
-    policy: Policy, engines: tuple[str, ...], anatomy: Anatomy, device: str, batch: int | None
+    policy: Policy, engines: tuple[str, ...], anatomy: Anatomy, device: str, batch: int | None, *, whole: bool = True
 ) -> str | None:
     """Why none of the engines can run the policy, or None if one can."""
     reason = None
     for engine in engines:
-        parts = policy.effect(anatomy).parts
+        parts = policy.effect(anatomy, whole=whole).parts
         effect = Effect.of({**parts, "runtime": {**parts["runtime"], "engine": engine}})
         if (reason := effect.refusal(anatomy, device, batch)) is None:
             return None

@@ -303,15 +303,18 @@ class SearchSpace:
 
 def hole_name(section: str, rule: Mapping[str, Any], field: str) -> str:
     """What a hole in a rule of an expanded space is called; rules of one name share it."""
-    owner = rule.get("name") or rule.get("each") or rule.get("target")
+    owner = rule.get("name") or _told(section, rule.get("structure"), rule.get("each") or rule.get("target"))
     return f"{section}[{owner}].{field}" if owner else f"{section}.{field}"
 
 
 def _shared_name(section: str, unit: Unit, by: str | None) -> str:
     """What a hole is called, and so shared by: its unit or its block; with the structure if that is unusual."""
-    owner = f"block {unit.block}" if by == "block" else unit.name
+    return str(_told(section, unit.structure, f"block {unit.block}" if by == "block" else unit.name))
+
+
+def _told(section: str, structure: str | None, owner: str | None) -> str | None:
     usual = getattr(section_class(section), "structure", "")
-    return owner if unit.structure == usual else f"{unit.structure} {owner}"
+    return owner if owner is None or (structure or usual) == usual else f"{structure} {owner}"
 
 
 def _rule(section: str, data: Any, where: str) -> Mapping[str, Any]:

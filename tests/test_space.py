@@ -13,6 +13,7 @@ from test_policy import ANATOMY, unit
 from autogreen.anatomy import Anatomy
 from autogreen.errors import ConfigError, RefusedError
 from autogreen.policy import Policy
+from autogreen.restriction import restrict
 from autogreen.space import Hole, SearchSpace
 
 # what transformers have; a decoder's layers are one unit
@@ -348,6 +349,28 @@ def test_a_rule_reaches_units_of_its_structure_only() -> None:
     assert list(found.holes()) == ["pruning[attention].ratio"]
     with pytest.raises(ConfigError, match="cannot be left open"):
         space(pruning=[{"each": "*", "structure": {"choice": ["channel"]}, "ratio": ratio}])
+
+
+def test_one_glob_for_two_structures_leaves_two_holes() -> None:
+    found = space(
+        pruning=[
+            {"target": "*", "ratio": {"choice": [0.0, 0.5]}},
+            {"target": "*", "structure": "head", "ratio": {"choice": [0.0, 0.25]}},
+        ]
+    )
+    assert list(found.holes()) == ["pruning[*].ratio", "pruning[head *].ratio"]
+    first, second = found.fill(trial(**{"pruning[*].ratio": 1, "pruning[head *].ratio": 1})).settings["pruning"]
+    assert (first.ratio, second.ratio) == (0.5, 0.25)
+
+
+def test_a_rule_is_refused_for_what_no_other_section_can_give() -> None:
+    """Learning to be rounded needs training: a section of its own, which a rule does not know of."""
+    rule = {"target": "head", "scheme": "w8a8_static", "qat": True}
+    runtime = {"engine": "inductor"}
+    taught = space(quantization=[rule], distillation={"epochs": 1}, runtime=runtime)
+    assert restrict(taught, ANATOMY, device="cpu", batch=64) == (taught, {})
+    with pytest.raises(RefusedError, match="qat for head, but nothing trains"):
+        restrict(space(quantization=[rule], runtime=runtime), ANATOMY, device="cpu", batch=64)
 
 
 def test_each_skips_what_an_earlier_rule_covers() -> None:
