@@ -2,11 +2,26 @@
 
 import hashlib
 import warnings
+from collections.abc import Iterator
+from typing import Any
 
 import optuna
 
-# What an engineer would try by hand: the lowest precision everywhere, one level of the pruning range for all groups.
-FIRST = tuple({"pruning": level, "quantization": 1.0} for level in (0.0, 0.2, 0.4, 0.6, 0.8, 1.0))
+from autogreen.space import SearchSpace
+
+LEVELS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+
+
+def first(space: SearchSpace) -> Iterator[dict[str, Any]]:
+    """What an engineer would try by hand: each scheme on all layers, unpruned; then the last of them with one level of
+    the pruning range for all groups."""
+    schemes = [scheme for scheme in space.options("quantization", "scheme") if scheme != "none"]
+    for scheme in schemes:
+        yield space.everywhere("quantization", "scheme", scheme)
+    for level in LEVELS:
+        lowest = space.everywhere("quantization", "scheme", schemes[-1]) if schemes else {}
+        pruned = space.uniform({"pruning": level})
+        yield {**pruned, **{name: value for name, value in lowest.items() if name.startswith("quantization")}}
 
 
 def make_sampler(name: str, seed: int, number: int, trials: int | None) -> optuna.samplers.BaseSampler:

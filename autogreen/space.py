@@ -165,6 +165,16 @@ class SearchSpace:
             for name, hole in self.holes().items()
         }
 
+    def everywhere(self, section: str, field: str, option: Any) -> dict[str, Any]:
+        """Parameters for Optuna in which every hole for this field of a section stands at one option (where it has
+        it), and all else as in `uniform` with the least pruning."""
+        found = self.uniform({"pruning": 0.0})
+        for name, hole in self.holes().items():
+            owner, _, leaf = name.rpartition(".")
+            if owner.partition("[")[0] == section and leaf == field and option in (hole.options or ()):
+                found[name] = hole.options.index(option) if hole.ordered else option  # type: ignore[union-attr]
+        return found
+
     def at(self, level: float) -> Policy:
         """The policy in which every hole stands at one level of its range."""
 

@@ -31,7 +31,7 @@ from autogreen.experiment import Experiment, pick_device
 from autogreen.front import Front, standing
 from autogreen.measurement import Interval
 from autogreen.policy import MEANING
-from autogreen.samplers import FIRST, make_sampler
+from autogreen.samplers import first, make_sampler
 from autogreen.space import SearchSpace
 from autogreen.store import Store, writing
 
@@ -184,8 +184,8 @@ class _Run:
     def trials(self) -> Iterator[Progress]:
         """Ask, evaluate, tell, until the budget is spent."""
         if self.space.holes() and not self.store.study.get_trials(deepcopy=False):
-            for levels in FIRST:
-                self.store.study.enqueue_trial(self.space.uniform(levels), skip_if_exists=True)
+            for proposal in first(self.space):
+                self.store.study.enqueue_trial(proposal, skip_if_exists=True)
         pending: dict[str, optuna.Trial] = {}
         failures = 0
         wasted, patience = 0, WASTED if self.space.holes() else 1

@@ -14,6 +14,7 @@ from autogreen.anatomy import Anatomy
 from autogreen.errors import ConfigError, RefusedError
 from autogreen.policy import Policy
 from autogreen.restriction import restrict
+from autogreen.samplers import first
 from autogreen.space import Hole, SearchSpace
 
 # what transformers have; a decoder's layers are one unit
@@ -349,6 +350,23 @@ def test_a_rule_reaches_units_of_its_structure_only() -> None:
     assert list(found.holes()) == ["pruning[attention].ratio"]
     with pytest.raises(ConfigError, match="cannot be left open"):
         space(pruning=[{"each": "*", "structure": {"choice": ["channel"]}, "ratio": ratio}])
+
+
+def test_what_is_tried_first_holds_each_scheme_on_all_layers_and_each_level_of_pruning() -> None:
+    found = space(
+        pruning=[{"each": "*", "ratio": {"choice": [0.0, 0.5]}}],
+        quantization=[
+            {"target": "head", "scheme": "none"},
+            {"each": "*", "scheme": {"choice": ["none", "bf16", "w8a8"]}},
+        ],
+    ).expand(ANATOMY)
+    proposals = list(first(found))
+    layers = [name for name in found.holes() if name.startswith("quantization")]
+    ratios = [name for name in found.holes() if name.startswith("pruning")]
+    uniform = [({proposal[name] for name in layers}, {proposal[name] for name in ratios}) for proposal in proposals]
+    assert uniform[:2] == [({"bf16"}, {0}), ({"w8a8"}, {0})]
+    assert uniform[2:] == [({"w8a8"}, {level}) for level in (0, 0, 0, 1, 1, 1)]
+    assert list(first(space(runtime={"engine": {"choice": ["eager", "inductor"]}})))[0] == {"runtime.engine": "eager"}
 
 
 def test_one_glob_for_two_structures_leaves_two_holes() -> None:
