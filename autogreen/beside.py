@@ -14,9 +14,20 @@ if TYPE_CHECKING:
 
 
 def measure_programs(
-    program: Program, inputs: "Inputs", other: Program, theirs: "Inputs", *, meter: Meter, protocol: Protocol
+    program: Program,
+    inputs: "Inputs",
+    other: Program,
+    theirs: "Inputs",
+    *,
+    items: int,
+    reference_items: int,
+    meter: Meter,
+    protocol: Protocol,
 ) -> tuple[Beside, tuple[str, ...]]:
     """Measure `program` beside `other`, each on the first batch of its inputs, on the device of the first.
+
+    Args:
+        items, reference_items: of one call of each, as they were counted when it was first measured.
 
     Returns:
         the measurement; and whose each window was, in the order they were taken (see `recording`).
@@ -35,8 +46,8 @@ def measure_programs(
         beside = measure_beside(
             tape.of(SIDES[0], lambda: program.run(*ours)),
             tape.of(SIDES[1], lambda: other.run(*others)),
-            items=program.recipe.batch,
-            reference_items=other.recipe.batch,
+            items=items,
+            reference_items=reference_items,
             meter=tape,
             protocol=protocol,
             synchronize=synchronize,

@@ -36,7 +36,16 @@ def contest(a: Entrant, b: Entrant, protocol: Protocol) -> dict[str, Any]:
     settings = dict(a.meter)
     meter = choose(a.recipe.device, settings.pop("name", "auto"), **settings)
     (program, inputs), (other, theirs) = _loaded(a), _loaded(b)
-    beside, order = measure_programs(program, inputs, other, theirs, meter=meter, protocol=protocol)
+    beside, order = measure_programs(
+        program,
+        inputs,
+        other,
+        theirs,
+        items=a.items,
+        reference_items=b.items,
+        meter=meter,
+        protocol=protocol,
+    )
     recording = recorded(
         dict(zip(SIDES, (beside.candidate, beside.reference), strict=True)),
         order=order,

@@ -24,7 +24,8 @@ class Entrant:
 
     name: as the user wrote it, and what it is in words. study, key: which policy it is. folder: of the artifact.
     bundle: the folder is a bundle; golden inputs then lie in it, else in the study's folder.
-    item: what is counted. hardware: as `hardware.describe` gave it. tier, protocol, meter: of its own measurement.
+    item: what is counted; items: of one call. hardware: as `hardware.describe` gave it. tier, protocol, meter: of its
+    own measurement.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Entrant:
     bundle: bool
     recipe: Recipe
     item: str
+    items: int
     hardware: dict[str, Any]
     tier: Tier
     protocol: Protocol
@@ -80,6 +82,7 @@ def _of_bundle(text: str, folder: Path, manifest: Manifest) -> Entrant:
         bundle=True,
         recipe=manifest.recipe,
         item=manifest.item,
+        items=manifest.energy.items_per_call,
         hardware={**manifest.hardware, "torch": manifest.versions.torch},
         tier=manifest.energy.tier,
         protocol=manifest.energy.protocol,
@@ -94,7 +97,7 @@ def _of_study(text: str, store: Store, rule: str) -> Entrant:
     else:
         found = _picked(Front.of(results), rule).evaluation
     folder = store.folder.absolute() / "artifacts" / found.key
-    if not folder.is_dir() or found.recipe is None:
+    if not folder.is_dir() or found.recipe is None or found.measurement is None:
         raise StudyError(
             f"the artifact of {text} ({found.key}) is gone: a study keeps those of its references and of what may be "
             f"on the front. Pick one of these (autogreen front {results.study}), or compare a bundle of it."
@@ -107,6 +110,7 @@ def _of_study(text: str, store: Store, rule: str) -> Entrant:
         bundle=False,
         recipe=found.recipe,
         item=results.item,
+        items=found.measurement.items_per_call,
         hardware=dict(results.hardware),
         tier=results.tier,
         protocol=Protocol(**results.experiment.get("protocol", {})),

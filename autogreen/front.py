@@ -286,6 +286,7 @@ class Front:
             **_told(point, self.results.carbon),
             "policy": point.trial.policy if point.trial else None,
             "kernels": [asdict(kernel) for kernel in point.evaluation.kernels],
+            "layers": dict(point.evaluation.layers),
             "quality_loss": asdict(point.loss),
         }
         if point.published:

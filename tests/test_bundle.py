@@ -12,7 +12,7 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ from torch import nn
 
 from autogreen import bundle, hardware
 from autogreen.bundle import golden, manifest, worker, write
-from autogreen.engines import ENGINES, Kernel, Program, Recipe
+from autogreen.engines import ENGINES, Kernel, Precision, Program, Recipe
 from autogreen.engines.archive import refuse_code
 from autogreen.errors import BundleError, NotConclusiveError
 from autogreen.evaluation import Evaluation, Published
@@ -169,6 +169,37 @@ def test_a_bundle_holds_what_it_names_and_states_its_numbers(original: Path, stu
     card = (original / "MODEL_CARD.md").read_text()
     assert "estimated" in card and "who made it" in card and "program(arg0)" in card
     assert "layer0" in (original / "policy.yaml").read_text()
+
+
+def test_joules_are_divided_by_the_items_that_the_search_counted(
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a text that is read at once an item is a token, and a batch has many more of them than examples."""
+    ours, theirs = study.evaluation.measurement, study.results.baseline.measurement
+    assert ours is not None and theirs is not None
+    baseline = replace(study.results.baseline, measurement=replace(theirs, items_per_call=2 * BATCH * 16))
+    evaluation = replace(study.evaluation, measurement=replace(ours, items_per_call=BATCH * 16))
+    folder = study.export(tmp_path / "b", evaluation=evaluation, results=replace(study.results, baseline=baseline))
+    asked: dict[str, Any] = {}
+
+    def note(*args: Any, **settings: Any) -> Any:
+        asked.update(settings)
+        return beside_others(8, 0), ()
+
+    monkeypatch.setattr(worker, "measure_programs", note)
+    worker.check(
+        seal(folder, put(("energy", "ratio_prediction"), {"mean": 0.1, "low": 0.05, "high": 0.2})), QUICK, None
+    )
+    assert (asked["items"], asked["reference_items"]) == (BATCH * 16, 2 * BATCH * 16)
+
+
+def test_the_card_tells_which_kernel_ran_which_layer(study: Study, original: Path, tmp_path: Path) -> None:
+    layers = {"0": "aten::addmm (float32)", "2": "onednn::qlinear (int8)", "4": "aten::addmm (float32)"}
+    folder = study.export(tmp_path / "b", evaluation=replace(study.evaluation, layers=layers))
+    assert bundle.read(folder).layers == layers
+    card = (folder / "MODEL_CARD.md").read_text()
+    assert "| aten::addmm (float32) | 2 | `0`, `4` |" in card and "| onednn::qlinear (int8) | 1 | `2` |" in card
+    assert "## Kernels" not in (original / "MODEL_CARD.md").read_text()
 
 
 def test_published_numbers_replace_those_of_the_search(study: Study, tmp_path: Path) -> None:
@@ -358,6 +389,7 @@ FILE = {"size_bytes": 1, "sha256": "0" * 64}
         (put(("files", "model.pt2"), {**FILE, "sha256": "x"}), "size or hash"),
         (put(("files", "model.pt2"), {**FILE, "size_bytes": -1}), "size or hash"),
         (put(("format",), 1), "format 1"),
+        (put(("format",), 2), "format 2; this autogreen reads 3"),
         (put(("extra",), 1), "unknown key 'extra'"),
         (put(("energy", "extra"), 1), "unknown key 'extra'"),
         (put(("recipe", "extra"), 1), "unknown key 'extra'"),
@@ -367,10 +399,14 @@ FILE = {"size_bytes": 1, "sha256": "0" * 64}
         (put(("study",), 3), "study"),
         (put(("energy", "ratio", "mean"), "0.5"), "mean"),
         (put(("energy", "ratio"), None), "prediction"),
+        (put(("energy", "reference_items_per_call"), None), "reference's items per call"),
+        (put(("energy", "items_per_call"), 0), "one item at least"),
         (put(("golden", "tolerance"), 2.0), "tolerance"),
         (put(("recipe", "engine"), "egaer"), "unknown engine 'egaer'"),
         (put(("recipe", "device"), "cpu; rm"), "device"),
         (put(("recipe", "threads"), 10**9), "out of bounds"),
+        (put(("recipe", "mode"), "fast"), "mode"),
+        (put(("recipe", "cuda_graph"), True), "CUDA graph on 'cpu'"),
         (put(("energy", "protocol", "max_windows"), 10**9), "max_windows"),
     ],
 )
@@ -599,7 +635,10 @@ def test_wrong_outputs_fail_on_a_busy_machine_too(copy: Path, monkeypatch: pytes
         (put(("energy", "tier"), "measured"), "estimated here and was measured there"),
         (put(("energy", "boundary"), "the whole rack"), "another boundary"),
         (put(("energy", "meter"), {"name": "nvml"}), "energy not measured"),
-        (lambda data: data["energy"].update(ratio=None, ratio_prediction=None), "the reference itself"),
+        (
+            lambda data: data["energy"].update(ratio=None, ratio_prediction=None, reference_items_per_call=None),
+            "the reference itself",
+        ),
     ],
 )
 def test_elsewhere_only_outputs_are_checked_and_that_is_said(
@@ -677,3 +716,13 @@ def test_differences_of_integers_masks_and_zeros() -> None:
     assert golden.difference(torch.zeros(2), torch.ones(2)) == float("inf")
     assert golden.tolerance([]) == golden.TOLERANCES["float32"]
     assert golden.tolerance([Kernel(name="q", precision="int8", calls=1)]) == golden.TOLERANCES["int8"]
+
+
+@pytest.mark.parametrize("precision", get_args(Precision))
+def test_every_precision_that_a_kernel_may_have_has_a_tolerance(precision: Precision) -> None:
+    assert 0 < golden.tolerance([Kernel(name="any", precision=precision, calls=1)]) < 1
+
+
+def test_what_multiplies_rounded_numbers_in_float32_is_as_rough_as_those() -> None:
+    kernel = Kernel(name="aten::_weight_int8pack_mm", precision="float32", calls=1)
+    assert golden.tolerance([kernel]) == golden.TOLERANCES["bfloat16"]

@@ -243,6 +243,14 @@ def test_what_must_not_be_compared(runs: Path, monkeypatch: pytest.MonkeyPatch) 
         contest(base, elsewhere, Protocol(**QUICK))
 
 
+def test_items_are_those_that_the_search_counted(runs: Path) -> None:
+    base = find("toy:baseline", runs)
+    assert base.items == Store.open(runs / "toy").results().baseline.measurement.items_per_call  # type: ignore[union-attr]
+    told = contest(replace(base, items=16 * base.items), base, Protocol(**QUICK))
+    beside = Beside.from_json(told["beside"])
+    assert (beside.candidate.items_per_call, beside.reference.items_per_call) == (16 * base.items, base.items)
+
+
 def test_what_is_said_beside_the_numbers(runs: Path) -> None:
     base = find("toy:baseline", runs)
     other = replace(

@@ -318,7 +318,7 @@ def test_json_is_the_promised_object() -> None:
     told |= {"net_energy_per_item_j", "energy_per_item_wh", "energy_delay_js"}
     assert set(data["baseline"]) == set(data["plain"]) == told
     assert set(data["controls"]["scratch"]) == told | {"quality_loss"}
-    assert set(data["front"][1]) == told | {"id", "policy", "kernels", "quality_loss"}
+    assert set(data["front"][1]) == told | {"id", "policy", "kernels", "layers", "quality_loss"}
     assert data["front"][0]["test"] == {"quality": 0.9, "quality_loss": {"mean": 0.001, "low": 0.0, "high": 0.002}}
     assert data["front"][0]["energy_per_item_j"]["tier"] == "estimated"
     assert data["front"][0]["energy_per_item_j"]["mean"] == pytest.approx(0.15e-3)

@@ -16,7 +16,7 @@ was done to it, `manifest.json` holds every number in full.
 Energy is **{tier}** ({boundary}), in the workload `{workload}`, on {hardware}. Numbers hold for this hardware and \
 workload, for the engine `{engine}` with batches of {batch} and {threads} thread(s), and torch {torch}.{prediction}
 
-## Use
+{layers}## Use
 
 ```python
 import torch
@@ -88,7 +88,19 @@ def card(manifest: Manifest) -> str:
         call=", ".join(names),
         compiles="" if recipe.engine == "eager" else ", compiled to native code on this machine",
         inputs=", ".join(names),
+        layers=_layers(manifest),
     )
+
+
+def _layers(manifest: Manifest) -> str:
+    """Which kernel ran which layers, one row a kernel."""
+    found: dict[str, list[str]] = {}
+    for layer, kernel in manifest.layers.items():
+        found.setdefault(kernel, []).append(f"`{layer}`")
+    if not found:
+        return ""
+    rows = [f"| {kernel} | {len(names)} | {', '.join(names)} |" for kernel, names in sorted(found.items())]
+    return "\n".join(["## Kernels", "", "| kernel | layers | which |", "|---|--:|---|", *rows, "", ""])
 
 
 def _row(what: str, value: Interval, scale: float = 1.0) -> str:

@@ -19,7 +19,7 @@ from autogreen.measurement import Interval, Protocol
 from autogreen.meters import Tier
 from autogreen.schema import MAX_BYTES, build
 
-FORMAT = 2
+FORMAT = 3  # 2 had recipes without compiler mode and CUDA graph, and did not tell items of a call or layers
 NAME = "manifest.json"
 DIGEST = "manifest_sha256"
 
@@ -49,7 +49,8 @@ class Quality:
 
 @dataclass(frozen=True, kw_only=True)
 class Energy:
-    """per_item_j: joules per item; the interval of repeating. range_per_item_j: widened by the meter's own range.
+    """items_per_call, reference_items_per_call: by which joules of a call were divided; None: it is the reference.
+    per_item_j: joules per item; the interval of repeating. range_per_item_j: widened by the meter's own range.
     net_per_item_j: joules per item above those of the device at rest, at idle_w watts, for as long; None: rest was not
     looked at. energy_delay_js: of one call. times_above_floor: joules over the least that the work can cost on the
     device; None: nothing bounds it. emission_per_item_g: grams of CO2 equivalent at `carbon`; None: none was stated.
@@ -58,6 +59,8 @@ class Energy:
     protocol: takes as many pairs as that. meter: its settings, as the search had them.
     """
 
+    items_per_call: int
+    reference_items_per_call: int | None
     per_item_j: Interval
     range_per_item_j: Interval
     net_per_item_j: Interval | None
@@ -100,7 +103,8 @@ class Versions:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """item: what is counted. hardware: as `hardware.describe` gave it. validation: what the search saw; test: judged
+    """item: what is counted. hardware: as `hardware.describe` gave it. kernels: matrix kernels of one call, counted;
+    layers: the one of them that ran each convolution and linear layer. validation: what the search saw; test: judged
     once when the front was published, or None. files: by path inside the bundle, with forward slashes."""
 
     format: int
@@ -113,6 +117,7 @@ class Manifest:
     versions: Versions
     recipe: Recipe
     kernels: tuple[Kernel, ...]
+    layers: dict[str, str]
     validation: Quality
     test: Quality | None
     energy: Energy
@@ -176,6 +181,10 @@ def _check(manifest: Manifest, where: str) -> None:
     check_recipe(manifest.recipe, where)
     if (manifest.energy.ratio is None) != (manifest.energy.ratio_prediction is None):
         raise BundleError(f"{where}: a ratio needs a prediction interval, and the other way round.")
+    if (manifest.energy.ratio is None) != (manifest.energy.reference_items_per_call is None):
+        raise BundleError(f"{where}: a ratio needs the reference's items per call, and the other way round.")
+    if manifest.energy.items_per_call < 1 or (manifest.energy.reference_items_per_call or 1) < 1:
+        raise BundleError(f"{where}: a call has one item at least.")
     if not 0 < manifest.golden.tolerance < 1 or manifest.golden.examples < 1:
         raise BundleError(f"{where}: golden examples need a tolerance in (0, 1) and one example at least.")
     for name, file in manifest.files.items():
@@ -193,6 +202,8 @@ def check_recipe(recipe: Recipe, where: str) -> None:
         raise BundleError(f"{where}: unknown engine {recipe.engine!r}; this autogreen knows {', '.join(ENGINES)}.")
     if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", recipe.device):
         raise BundleError(f"{where}: the device is {recipe.device!r}; allowed: cpu, cuda, cuda:N.")
+    if recipe.cuda_graph and not recipe.device.startswith("cuda"):
+        raise BundleError(f"{where}: a CUDA graph on {recipe.device!r}, which is no NVIDIA GPU.")
     if not 1 <= recipe.threads <= 4096 or not 1 <= recipe.batch <= 1_000_000:
         raise BundleError(f"{where}: {recipe.threads} threads and batches of {recipe.batch} are out of bounds.")
 

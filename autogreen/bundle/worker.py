@@ -56,7 +56,17 @@ def check(folder: Path, protocol: Protocol | None, meter: Mapping[str, Any] | No
                 )
             else:
                 reference = load_reference(folder, manifest)
-                beside, _ = measure_programs(program, inputs, reference, inputs, meter=chosen, protocol=asked)
+                assert energy.reference_items_per_call is not None, "a ratio needs it, and parsing has seen to that"
+                beside, _ = measure_programs(
+                    program,
+                    inputs,
+                    reference,
+                    inputs,
+                    items=energy.items_per_call,
+                    reference_items=energy.reference_items_per_call,
+                    meter=chosen,
+                    protocol=asked,
+                )
     found = Verification(
         study=manifest.study,
         key=manifest.key,

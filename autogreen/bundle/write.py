@@ -64,7 +64,7 @@ def export(
             `to` is not empty, the disk is full, no permission. Nothing is left behind.
     """
     published = published or results.published.get(evaluation.key)
-    recipe, energy = _recipe(evaluation), _energy(evaluation, published, results.experiment)
+    recipe, energy = _recipe(evaluation), _energy(evaluation, published, results)
     parts = {"": evaluation} if energy.ratio is None else {"": evaluation, REFERENCE: results.baseline}
     batch = max(_recipe(part).batch for part in parts.values())
     for part in parts.values():
@@ -91,6 +91,7 @@ def export(
             ),
             recipe=recipe,
             kernels=evaluation.kernels,
+            layers=dict(evaluation.layers),
             validation=Quality(quality=evaluation.quality, quality_loss=evaluation.loss),
             test=None if published is None else Quality(quality=published.test, quality_loss=published.test_loss),
             energy=energy,
@@ -116,7 +117,8 @@ def _recipe(evaluation: Evaluation) -> Recipe:
     return evaluation.recipe
 
 
-def _energy(evaluation: Evaluation, published: Published | None, experiment: Mapping[str, Any]) -> Energy:
+def _energy(evaluation: Evaluation, published: Published | None, results: Results) -> Energy:
+    experiment, reference = results.experiment, results.baseline.measurement
     origin = published or evaluation
     assert origin.key == evaluation.key, "published is about another policy"
     measurement, ratio = origin.measurement, origin.ratio
@@ -126,6 +128,8 @@ def _energy(evaluation: Evaluation, published: Published | None, experiment: Map
     size = max(2, windows)
     protocol = Protocol(**{**experiment.get("protocol", {}), "min_windows": size, "max_windows": size})
     return Energy(
+        items_per_call=measurement.items_per_call,
+        reference_items_per_call=None if ratio is None or reference is None else reference.items_per_call,
         per_item_j=measurement.energy_per_item_j,
         range_per_item_j=measurement.range_per_item_j,
         net_per_item_j=measurement.net_energy_per_item_j,
