@@ -25,7 +25,7 @@ from autogreen.measurement import Beside, Interval, Protocol
 from autogreen.policy import Effect
 from autogreen.tasks import digest, sizing, sources
 from autogreen.tasks.causal_lm import CausalLM
-from autogreen.tasks.decoding import Decoding
+from autogreen.tasks.decoding import Decoding, attention
 from autogreen.techniques import Context
 from autogreen.testing import scripted_evaluation
 from autogreen.workload import Workload
@@ -576,6 +576,35 @@ def test_texts_that_are_too_small(tmp_path: Path, cache: Path) -> None:
         tiny(sources=("no_such_package",)).build(cache)
     with pytest.raises(ConfigError, match=r"no package 'os\.path' is installed"):
         tiny(sources=("os.path",)).build(cache)
+
+
+@pytest.mark.parametrize("phase", ["prefill", "decode"])
+@pytest.mark.parametrize("weights", ["trained", "random"])
+def test_windows_shorter_than_the_context_are_refused(phase: Any, weights: Any, cache: Path, tmp_path: Path) -> None:
+    """Prefill builds no masks, so it would score what such a model never sees."""
+    import transformers
+
+    made = sources.tokenizer(("json",), 280, None)
+    transformers.PreTrainedTokenizerFast(tokenizer_object=made, eos_token=sources.END).save_pretrained(tmp_path)
+    sizes = {**SIZES, "vocab_size": 300, "max_position_embeddings": 64}
+    for kind, window, refused in (("Mistral", CONTEXT - 1, True), ("Mistral", CONTEXT, False), ("Qwen2", 4, False)):
+        config = getattr(transformers, f"{kind}Config")(**sizes, sliding_window=window)  # Qwen2 says not to use it
+        getattr(transformers, f"{kind}ForCausalLM")(config).save_pretrained(tmp_path)
+        task = own(str(tmp_path), phase=phase, weights=weights)
+        if not refused:
+            assert task.build(cache) is not None
+            continue
+        with pytest.raises(ConfigError, match=rf"context is {CONTEXT}, and layers of .* see {CONTEXT - 1} positions"):
+            task.build(cache)
+
+
+@pytest.mark.parametrize("wanted", ["softcap", "s_aux", "position_bias"])
+@pytest.mark.parametrize("queries", [1, 3])
+def test_attention_of_another_kind_is_refused_by_name(wanted: str, queries: int) -> None:
+    query, keys = torch.randn(1, 2, queries, 4), torch.randn(1, 2, 3, 4)
+    mask = torch.ones(1, 1, queries, 3, dtype=torch.bool)
+    with pytest.raises(RefusedError, match=f"Linear wants {wanted} of its attention"):
+        attention(torch.nn.Linear(1, 1), query, keys, keys, mask, **{wanted: torch.ones(2)})
 
 
 def test_windows_shorter_than_the_context_cannot_decode() -> None:

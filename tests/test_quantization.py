@@ -41,6 +41,7 @@ from autogreen.techniques import Target
 from autogreen.techniques.quantization import Quantization
 from autogreen.techniques.quantization.folding import fold_batch_norm
 from autogreen.techniques.quantization.graph import to_int8
+from autogreen.techniques.quantization.layers import int8_weight
 from autogreen.techniques.quantization.numerics import value_range
 from autogreen.techniques.quantization.schemes import Treatment, check_kernels
 from autogreen.techniques.trace import layers
@@ -451,3 +452,39 @@ def test_an_evaluation_tells_the_kernel_of_every_layer(tmp_path: Path) -> None:
     assert set(found.layers) == {"0", "3", "6"} and found.layers["0"] != "not seen alone"
     assert found.quality.mean > 0.9
     assert Evaluation.from_json(json.loads(json.dumps(found.to_json()))) == found
+
+
+# --- 8-bit weights alone ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("engine", ["eager", "inductor"])
+def test_eight_bit_weights_meet_bfloat16_activations_on_a_processor(engine: str, tmp_path: Path) -> None:
+    """What the table of schemes says; the kernel is vectorised for nothing else."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 48), nn.Linear(48, 32, bias=False)).eval()
+    x = torch.randn(BATCH, 64)
+    weight, scale = int8_weight(model[0].weight.detach(), "mse", torch.bfloat16)
+    inner = x.bfloat16().double() @ (weight.double() * scale.double()[:, None]).T
+    inner = (inner.bfloat16() + model[0].bias.detach()).detach().float()
+    weight, scale = int8_weight(model[1].weight.detach(), "mse", torch.bfloat16)
+    wanted = inner.bfloat16().double() @ (weight.double() * scale.double()[:, None]).T
+    lowered = Quantization.lower({"0": "w8a16", "1": "w8a16"}, copy.deepcopy(model), context(((x,), {}), []))
+    program = build(lowered, ((x,), {}), tmp_path, engine)
+    ours = program(x)
+    assert ours.dtype == torch.float32 and off(ours, wanted.float()) < 2**-8
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], record_shapes=True) as seen:
+        program.launch((x,), {})
+    events: Any = seen.profiler.kineto_results.events()  # type: ignore[union-attr]
+    kinds = [event.dtypes()[0] for event in events if event.name() == "aten::_weight_int8pack_mm"]
+    assert kinds == ["c10::BFloat16"] * 2
+
+
+def test_a_scale_in_16_bits_is_no_error_of_the_weights() -> None:
+    torch.manual_seed(0)
+    weight = torch.randn(64, 32)
+    for kind in (torch.bfloat16, torch.float32):
+        codes, scale = int8_weight(weight, "minmax", kind)
+        assert scale.dtype == kind
+        steps = ((codes.double() * scale.double()[:, None] - weight) / scale.double()[:, None]).abs()
+        assert steps.max() < (0.51 if kind == torch.float32 else 1.01)  # 127.5 steps are clipped, of a scale 2^-8 less
+        assert (steps > 0.51).sum() <= len(weight)  # and only those

@@ -118,11 +118,17 @@ class CausalLM(Task):
         return self._served(self._trained(sizing.narrower(self._dimensions(), fraction), cache))
 
     def _served(self, lm: Any) -> nn.Module:
-        from autogreen.tasks.decoding import Decoding, Scoring
+        from autogreen.tasks.decoding import Decoding, Scoring, window
 
         longest = getattr(lm.config, "max_position_embeddings", None)
         if longest is not None and self.context > longest:
             raise ConfigError(f"context is {self.context}, and {self.model} has {longest} positions; shorten it.")
+        sight = window(lm.config)
+        if sight is not None and sight < self.context:
+            raise ConfigError(
+                f"context is {self.context}, and layers of {self.model} see {sight} positions back: here all layers "
+                "see everything, so its scores would be wrong. Shorten context to the window."
+            )
         highest = max(int(self._tokens().ids[split].max()) for split in get_args(Split))
         if highest >= lm.config.vocab_size:
             raise ConfigError(

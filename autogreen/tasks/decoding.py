@@ -15,6 +15,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from autogreen.errors import RefusedError
 
 ATTENTION = "autogreen"
+FOREIGN = ("softcap", "s_aux", "position_bias")  # what some models want of their attention, and these kernels have not
 
 
 def attention(
@@ -33,7 +34,15 @@ def attention(
     query: [n, heads, q, head_dim]; key, value: [n, groups, k, head_dim]; returns [n, q, heads, head_dim].
 
     Source: Ainslie et al., GQA, EMNLP 2023.
+
+    Raises:
+        RefusedError: the model wants more of its attention than this computes.
     """
+    if wanted := [name for name in FOREIGN if settings.get(name) is not None]:
+        raise RefusedError(
+            f"{type(module).__name__} wants {', '.join(wanted)} of its attention, which scaled dot-product attention "
+            "does not compute: its scores would be wrong. Take another model, or write a task of your own."
+        )
     if query.shape[2] > 1 or attention_mask is None:
         attended: tuple[Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, **settings
@@ -46,6 +55,17 @@ def attention(
 
 
 AttentionInterface.register(ATTENTION, attention)  # no mask function of that name: then none is built
+
+
+def window(config: Any) -> int | None:
+    """How far back the nearest-sighted layer of a model looks, in tokens, by its config; None: as far as it likes."""
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    kinds = getattr(config, "layer_types", None)
+    sizes = {
+        "sliding_attention": getattr(config, "sliding_window", None),
+        "chunked_attention": getattr(config, "attention_chunk_size", None),
+    }
+    return min((size for kind, size in sizes.items() if size and (kinds is None or kind in kinds)), default=None)
 
 
 class Scoring(nn.Module):

@@ -114,19 +114,22 @@ class Int8(_Matrix):
 
 
 class WeightInt8(_Matrix):
-    """int8 weights with a scale per output, activations as they come. Source: torch.ops.aten._weight_int8pack_mm."""
+    """int8 weights with a scale per output; activations in bfloat16 on processors, where the kernel is vectorised for
+    nothing else (8 times faster than in float32), and as they come on GPUs. Source:
+    torch.ops.aten._weight_int8pack_mm."""
 
     weight: Tensor
     scale: Tensor
 
     def __init__(self, layer: nn.Linear, observer: str) -> None:
         super().__init__(layer)
-        weight, scale = int8_weight(layer.weight.detach(), observer)
+        kind = torch.bfloat16 if layer.weight.device.type == "cpu" else layer.weight.dtype
+        weight, scale = int8_weight(layer.weight.detach(), observer, kind)
         self.register_buffer("weight", weight)
-        self.register_buffer("scale", scale.to(layer.weight.dtype))
+        self.register_buffer("scale", scale)
 
     def product(self, x: Tensor) -> Tensor:
-        y: Tensor = torch.ops.aten._weight_int8pack_mm(x, self.weight, self.scale)
+        y: Tensor = torch.ops.aten._weight_int8pack_mm(x.to(self.scale.dtype), self.weight, self.scale)
         return y
 
 
@@ -158,12 +161,14 @@ class WeightInt4(_Matrix):
         return y
 
 
-def int8_weight(weight: Tensor, observer: str = "minmax") -> tuple[Tensor, Tensor]:
-    """Round [outputs, inputs] to int8, symmetrically, with a float32 scale [outputs]."""
+def int8_weight(weight: Tensor, observer: str = "minmax", kind: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    """Round [outputs, inputs] to int8, symmetrically, with a scale [outputs] of that type; what the scale loses to its
+    type is no error of the weights."""
     low, high = weight_range(weight.float(), group=None, observer=observer, bits=8, symmetric=True)
     scale, zero = scale_and_zero_point(low.reshape(-1), high.reshape(-1), bits=8, symmetric=True)
-    codes = quantize(weight.float(), scale[:, None], zero[:, None], bits=8, signed=True)
-    return codes.to(torch.int8), scale.float()
+    scale = scale.to(kind)
+    codes = quantize(weight.float(), scale.float()[:, None], zero[:, None], bits=8, signed=True)
+    return codes.to(torch.int8), scale
 
 
 def to_layers(
