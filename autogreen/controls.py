@@ -68,7 +68,8 @@ def controls_of(
             yield "fine-tuned, uncompressed", Request(effect=effect, reference=baseline.key)
     yield "half width from scratch", Request(effect=Effect.of(parts), start="scratch", reference=baseline.key)
     if quantization := space.sections.get("quantization"):
-        settings = SearchSpace({"quantization": quantization}).at(1.0)
+        unlearned = tuple({**rule, "qat": False} for rule in quantization)  # nothing trains here
+        settings = SearchSpace({"quantization": unlearned}).at(1.0)
         if lowered := settings.effect(anatomy).parts.get("quantization"):
             effect = Effect.of({**parts, "quantization": lowered})
             if effect.refusal(anatomy, device, baseline.recipe.batch if baseline.recipe else None) is None:

@@ -50,24 +50,31 @@ class Policy:
             if rules
         }
 
-    def effect(self, anatomy: Anatomy, *, whole: bool = True) -> "Effect":
-        """What the policy does to a model of this anatomy. whole: False for a part of a policy, whose sections may
-        still find beside others what they need.
+    def effect(self, anatomy: Anatomy) -> "Effect":
+        """What the policy does to a model of this anatomy.
 
         Raises:
             RefusedError: a target that matches nothing treatable, conflicting rules, or sections that cannot go
                 together.
+        """
+        parts = self.alone(anatomy)
+        runtime = parts.pop("runtime")
+        settled = {section: TECHNIQUES[section].settle(part, parts) for section, part in parts.items()}
+        return Effect.of({**settled, "runtime": runtime})
+
+    def alone(self, anatomy: Anatomy) -> dict[str, Any]:
+        """What each section does by itself: plain data, not yet settled with the others.
+
+        Raises:
+            RefusedError: a target that matches nothing treatable, or conflicting rules.
         """
         parts: dict[str, Any] = {}
         for section, technique in TECHNIQUES.items():
             units = anatomy.units.get(section, ())
             if part := technique.effect(self.settings.get(section, ()), units):
                 parts[section] = part
-        if whole:
-            parts = {section: TECHNIQUES[section].settle(part, parts) for section, part in parts.items()}
         runtime = self.settings.get("runtime") or (Runtime(),)
-        parts["runtime"] = runtime[0].effect()
-        return Effect.of(parts)
+        return {**parts, "runtime": runtime[0].effect()}
 
 
 @dataclass(frozen=True)

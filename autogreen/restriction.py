@@ -53,10 +53,10 @@ def without(space: SearchSpace, dear: Dear) -> tuple[SearchSpace, Told]:
 def refusal_everywhere(
     policy: Policy, engines: tuple[str, ...], anatomy: Anatomy, device: str, batch: int | None, *, whole: bool = True
 ) -> str | None:
-    """Why none of the engines can run the policy, or None if one can."""
-    reason = None
+    """Why none of the engines can run the policy, or None if one can. whole: False for a part of one, whose sections
+    may find what they need beside others."""
+    reason, parts = None, policy.effect(anatomy).parts if whole else policy.alone(anatomy)
     for engine in engines:
-        parts = policy.effect(anatomy, whole=whole).parts
         effect = Effect.of({**parts, "runtime": {**parts["runtime"], "engine": engine}})
         if (reason := effect.refusal(anatomy, device, batch)) is None:
             return None
@@ -129,7 +129,7 @@ def _reached(space: SearchSpace, name: str, option: str, anatomy: Anatomy) -> se
         alone = {"target": rule["target"], "scheme": option if ours else "none"}
         rules.append(build_setting("quantization", alone, "quantization"))
     try:
-        return {*Policy({"quantization": tuple(rules)}).effect(anatomy).parts.get("quantization", {})}
+        return {*Policy({"quantization": tuple(rules)}).alone(anatomy).get("quantization", {})}
     except RefusedError:  # layers that depend on each other under two holes: trials will say so
         return set()
 

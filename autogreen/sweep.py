@@ -246,6 +246,9 @@ class _Run:
     def refuse_if_nothing_is_feasible(self) -> None:
         """Raise, naming what to loosen, when there is no front."""
         trials = self.store.trials()
+        if not trials and (refused := [trial for trial in self.store.study.trials if "reason" in trial.user_attrs]):
+            why = dict.fromkeys(str(trial.user_attrs["reason"]) for trial in refused)
+            raise StudyError(f"all {len(refused)} proposals were refused. Why: {' | '.join(list(why)[:3])}")
         if not trials or any(trial.user_attrs.get("feasible") for trial in trials):
             return
         missed: dict[str, float] = {}

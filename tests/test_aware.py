@@ -11,7 +11,12 @@ from nets import Mlp, Plain, images, rows, settled
 from quantizing import BATCH, QUIET, context
 from torch import Tensor, nn
 
+from autogreen.anatomy import Anatomy
+from autogreen.controls import controls_of
 from autogreen.errors import RefusedError
+from autogreen.restriction import restrict
+from autogreen.space import SearchSpace
+from autogreen.techniques import Unit
 from autogreen.techniques.quantization import Quantization
 from autogreen.techniques.quantization.numerics import (
     dequantize,
@@ -19,6 +24,7 @@ from autogreen.techniques.quantization.numerics import (
     scale_and_zero_point,
     weight_range,
 )
+from autogreen.testing import scripted_evaluation
 
 pytestmark = QUIET
 AROUND = context(((rows(BATCH),), {}), [rows(32, seed) for seed in range(3)])
@@ -238,3 +244,18 @@ def test_training_gives_back_at_least_half_of_what_rounding_to_4_bits_costs() ->
     assert min(costs) > 0.1 * float32  # there is something to win
     assert all(after < cost for cost, after in zip(costs, left, strict=True))
     assert sum(left) <= 0.5 * sum(costs), f"plain rounding costs {costs}, with training {left}"
+
+
+@pytest.mark.parametrize("scheme", ["w8a16", {"choice": ["none", "w8a16"]}])
+@pytest.mark.parametrize("qat", [True, {"choice": [False, True]}])
+def test_a_space_is_looked_at_option_by_option(scheme: Any, qat: Any) -> None:
+    """An option stands alone there: that something trains is another section's affair. Nothing trains the control."""
+    unit = Unit(name="fc", members=("fc",), kind="linear", width=32, inputs=32, calls=1, block="fc")
+    anatomy = Anatomy(model="Net", parameters=1, units={"quantization": (unit,)})
+    rule = {"target": "fc", "scheme": scheme, "qat": qat}
+    space = SearchSpace.from_json({"quantization": [rule], "distillation": {"epochs": 1}}).expand(anatomy)
+    assert restrict(space, anatomy, device="cpu", batch=4) == (space, {})
+    controls = dict(controls_of(space, anatomy, scripted_evaluation(0.0, 1.0), "cpu"))
+    found = controls.get("half width from scratch, quantized")
+    assert (found is None) == (scheme != "w8a16")  # an unordered choice stands at its first option
+    assert found is None or found.effect.parts["quantization"] == {"fc": "w8a16"}

@@ -342,6 +342,12 @@ def test_a_space_whose_every_policy_is_refused(tmp_path):
         run(tmp_path / "toy", space=space)
 
 
+def test_sections_that_never_go_together_end_a_search_with_the_reason(tmp_path):
+    space = {"quantization": [{"target": "6", "scheme": "w8a16", "qat": True}], "runtime": {"engine": "eager"}}
+    with pytest.raises(StudyError, match=r"all 1 proposals were refused. Why: quantization: qat for 6, but nothing"):
+        run(tmp_path / "toy", space=space)
+
+
 def test_a_target_that_matches_nothing_names_what_there_is(tmp_path):
     space = {"pruning": [{"target": "encoder.*", "ratio": 0.5}], "runtime": {"engine": "eager"}}
     with pytest.raises(RefusedError, match=r"'encoder\.\*' matches nothing.*Treatable: 0, 3"):
