@@ -363,3 +363,19 @@ def test_a_smaller_student_learns_from_the_full_model(evaluator: Evaluator, monk
 def test_a_task_without_smaller_networks_refuses_a_student(tmp_path: Path) -> None:
     with pytest.raises(RefusedError, match="cannot tell what a smaller network is"):
         made(toys.Corners(), tmp_path).evaluate(request(training(student=0.5)))
+
+
+def test_two_of_four_does_not_go_with_a_loss_that_may_undo_it() -> None:
+    """Rounds that end before the last would leave layers dense that the policy says are 2:4."""
+    unit = Unit(name="a", members=("a",), kind="linear", width=16, inputs=16, calls=1, block="a", structure="n:m")
+    anatomy = Anatomy(model="Net", parameters=1, units={"pruning": (unit,)})
+
+    def effect(**training: Any) -> Effect:
+        rule = {"target": "a", "structure": "n:m", "ratio": 0.5}
+        space = SearchSpace.from_json({"pruning": [rule], "distillation": {"epochs": 2, **training}})
+        return space.policy().effect(anatomy)
+
+    for rounds in (1, 2):
+        with pytest.raises(RefusedError, match="n:m for a beside stop_loss"):
+            effect(rounds=rounds, stop_loss=0.1)
+    assert effect(rounds=2).parts["distillation"]["rounds"] == 2

@@ -52,6 +52,38 @@ def test_what_is_kept_comes_back_exactly(tmp_path: Path) -> None:
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]
 
 
+def test_two_processes_keep_what_both_measured(tmp_path: Path) -> None:
+    """Each began when nothing was known."""
+    one, other = cell("w8a8", 0.5), cell("fp16", 0.9)
+    todo = tuple(found.case for found in (one, other))
+
+    def bench(shape: Shape, rows: int, schemes: tuple[str, ...], *more: Any) -> Any:
+        keep(NONE.having(other), tmp_path)  # meanwhile
+        yield one
+
+    list(session.measure(todo[:1], NONE, cache=tmp_path, protocol=QUICK, bench=bench))
+    assert kept(HERE, "measured", "scripted", tmp_path) == NONE.having(one).having(other)
+    keep(NONE.having(cell("fp16", 0.7)), tmp_path)
+    assert kept(HERE, "measured", "scripted", tmp_path) == NONE.having(one).having(cell("fp16", 0.7))
+
+
+def test_keeping_waits_for_another_process(tmp_path: Path) -> None:
+    import fcntl
+    import os
+    import threading
+
+    folder = keep(NONE, tmp_path).parent
+    lock = os.open(folder, os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    late = threading.Thread(target=keep, args=(NONE.having(cell("w8a8", 0.5)), tmp_path))
+    late.start()
+    late.join(0.2)
+    assert late.is_alive() and kept(HERE, "measured", "scripted", tmp_path) == NONE
+    os.close(lock)
+    late.join()
+    assert kept(HERE, "measured", "scripted", tmp_path) == NONE.having(cell("w8a8", 0.5))
+
+
 def test_another_machine_or_meter_knows_nothing(tmp_path: Path) -> None:
     keep(NONE.having(cell("w8a8", 0.5)), tmp_path)
     assert kept(HERE, "measured", "scripted", tmp_path) is not None

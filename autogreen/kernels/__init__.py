@@ -12,7 +12,7 @@ import json
 import math
 import os
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -195,14 +195,36 @@ def _apart(one: Case, other: Case) -> float | None:
 
 
 def keep(kernels: Kernels, cache: Path) -> Path:
-    """Write them into `cache`/kernels, one file a machine, driver, PyTorch and meter; return the file.
+    """Put their cells into `cache`/kernels, one file a machine, driver, PyTorch and meter, beside those that are there
+    by now (another process may measure, too); return the file.
 
     Raises:
-        ConfigError: the file cannot be written.
+        ConfigError: the file is damaged, or cannot be written.
     """
     path = _file({key: getattr(kernels, key) for key in ("machine", "driver", "torch", "tier", "boundary")}, cache)
-    write(kernels, path)
+    with _alone(path.parent):
+        both = _read(path) or replace(kernels, cells=())
+        for cell in kernels.cells:
+            both = both.having(cell)
+        write(both, path)
     return path
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One process at a time reads, adds and writes there."""
+    import fcntl
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise ConfigError(f"{folder} cannot be written: {error.strerror}. Name another folder.") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
 
 
 def write(kernels: Kernels, path: Path) -> None:
@@ -229,7 +251,10 @@ def kept(described: Mapping[str, Any], tier: Tier, boundary: str, cache: Path) -
     Raises:
         ConfigError: the file is damaged.
     """
-    path = _file({**_identity(described), "tier": tier, "boundary": boundary}, cache)
+    return _read(_file({**_identity(described), "tier": tier, "boundary": boundary}, cache))
+
+
+def _read(path: Path) -> Kernels | None:
     if not path.exists():
         return None
     try:

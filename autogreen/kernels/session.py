@@ -114,7 +114,7 @@ def measure(
         for cell in _answered(shape, rows, schemes, bench, protocol, warm):
             kernels, done = kernels.having(cell), done + 1
             warm = warm or cell.ratio is not None
-            keep(kernels, cache)
+            keep(kernels.only((cell.case,)), cache)
             left_s = (monotonic() - began) / done * (len(cases) - done)
             yield Step(cell=cell, done=done, total=len(cases), left_s=left_s, kernels=kernels)
 

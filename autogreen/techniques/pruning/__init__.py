@@ -176,8 +176,15 @@ class Pruning(Technique):
     @classmethod
     def settle(cls, effect: dict[str, Any], parts: Mapping[str, Any]) -> dict[str, Any]:
         """Raises:
-        RefusedError: a layer shall be 2:4 and have a quantization scheme; one kernel computes it, not two.
+        RefusedError: a layer shall be 2:4 and have a quantization scheme; one kernel computes it, not two. Or a bounded
+            loss may undo the only round that makes it 2:4, and the policy would not be what it says.
         """
+        if "n:m" in effect and (parts.get("distillation") or {}).get("stop_loss") is not None:
+            raise RefusedError(
+                f"pruning: n:m for {', '.join(sorted(effect['n:m']))} beside stop_loss: two of four weights go in the "
+                "last round or not at all, and a bounded loss may end the rounds before. Leave stop_loss out, or take "
+                "structure: weight."
+            )
         if both := sorted(set(effect.get("n:m", {})) & set(parts.get("quantization") or {})):
             raise RefusedError(
                 f"pruning: n:m for {', '.join(both)}, which quantization gives a scheme: no kernel does both. "

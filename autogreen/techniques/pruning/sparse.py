@@ -81,8 +81,6 @@ def to_sparse(model: nn.Module, names: Iterable[str]) -> nn.Module:
         assert isinstance(layer, nn.Linear), "only linear layers are units of n:m"
         check_size(name, layer)
         if not is_two_of_four(layer.weight):
-            raise EvaluationError(
-                f"pruning: {name!r} is not 2:4: training lost its zeros, or stopped in a round before they were set."
-            )
+            raise EvaluationError(f"pruning: {name!r} is not 2:4: training lost its zeros.")
         model.get_submodule(owner)._modules[key] = SemiSparse(layer)
     return model
