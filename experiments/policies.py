@@ -1,5 +1,8 @@
 """Random policies of the shipped experiments: each one is built, saved, loaded and run, or refused with a reason.
 
+It goes the road of a search (a student is the task's own smaller network; what runs simulated is refused); a policy
+that is refused before anything is built counts as one that was drawn.
+
     python experiments/policies.py [--count 200] [--compiled 0.25] [--seed 0] EXPERIMENT.yaml ...
 
 Nothing is measured: what is told is whether the outputs have the uncompressed model's shapes and are finite. Training
@@ -13,21 +16,26 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import optuna
 import torch
+from torch import nn
 
 from autogreen.anatomy import Anatomy, survey
 from autogreen.compress import compress, lower
-from autogreen.engines import ENGINES, Program, Recipe
+from autogreen.engines import ENGINES, Program, Recipe, Runtime, profile
 from autogreen.errors import AutogreenError, RefusedError
 from autogreen.experiment import Experiment, load, pick_device
 from autogreen.policy import Effect, Policy
+from autogreen.restriction import refusal_everywhere
 from autogreen.space import SearchSpace
 from autogreen.tasks import Inputs, Task, cut, plain, to_device
 from autogreen.techniques import TECHNIQUES, Context
+from autogreen.techniques.quantization.schemes import check_kernels
+from autogreen.techniques.trace import layers as traced
 from autogreen.techniques.trace import tensors
 
 BATCHES = 2  # of an epoch and of the calibration split
@@ -50,13 +58,13 @@ class Bench:
     """One experiment's model, anatomy and space."""
 
     def __init__(self, experiment: Experiment, cache: Path) -> None:
-        self.task, self.device = Brief(experiment.task), pick_device(experiment.device)
+        self.task, self.device, self.cache = Brief(experiment.task), pick_device(experiment.device), cache
         self.model = experiment.task.build(cache).to(self.device).eval()
         self.batch = experiment.workload.fixed_batch
         self.batches = experiment.space.options("parallelism", "batch") or (None,)
         self.anatomy: Anatomy = survey(self.model, self.example(1), tuple(TECHNIQUES))
         self.expanded = experiment.space.expand(self.anatomy)
-        self.shapes: dict[int, Any] = {}
+        self.students: dict[float, nn.Module] = {}
 
     def example(self, batch: int) -> Inputs:
         inputs = self.task.inputs(self.task.batches("validation")[0])
@@ -65,25 +73,43 @@ class Bench:
 
     def spaces(self, engine: str) -> SearchSpace:
         """The space without what this engine cannot really run."""
+        return self.expanded.restrict(
+            lambda policy: refusal_everywhere(policy, (engine,), self.anatomy, self.device, self.batch)
+        )[0]
 
-        def refusal(policy: Policy) -> str | None:
-            parts = {**policy.effect(self.anatomy).parts, "runtime": {"engine": engine}}
-            return Effect.of(parts).refusal(self.anatomy, self.device, self.batch)
+    def start(self, student: float) -> nn.Module:
+        """What is compressed: the model, or the task's own of that fraction of the width."""
+        if student == 1:
+            return self.model
+        if student not in self.students:
+            smaller = self.task.smaller(student, self.cache)
+            if smaller is None:
+                raise RefusedError("this task cannot tell what a smaller network is (Task.smaller returns None).")
+            self.students[student] = smaller
+        return self.students[student]
 
-        return self.expanded.restrict(refusal)[0]
-
-    def attempt(self, effect: Effect, seed: int) -> dict[str, Any]:
-        """Build and run one policy; return what came of it."""
+    def identity(self, policy: Policy) -> str:
+        """What it does here; where it can do nothing, what it says."""
         try:
+            return policy.effect(self.anatomy).text
+        except RefusedError:
+            return json.dumps(policy.to_json(), sort_keys=True)
+
+    def attempt(self, policy: Policy, seed: int) -> dict[str, Any]:
+        """Build and run one policy; return what came of it."""
+        told: dict[str, Any] = {"policy": policy.to_json()}
+        try:
+            effect = policy.effect(self.anatomy)
+            told["effect"] = effect.parts
             if reason := effect.refusal(self.anatomy, self.device, self.batch):
                 raise RefusedError(reason)
-            return {"outcome": "ran", **self._run(effect, seed)}
+            return {**told, "outcome": "ran", **self._run(effect, seed)}
         except RefusedError as error:
-            return {"outcome": "refused", "reason": str(error)}
+            return {**told, "outcome": "refused", "reason": str(error)}
         except AutogreenError as error:
-            return {"outcome": "failed", "reason": str(error)}
+            return {**told, "outcome": "failed", "reason": str(error)}
         except Exception as error:  # noqa: BLE001 - it is the finding
-            return {"outcome": "failed", "reason": f"{type(error).__name__}: {error}"}
+            return {**told, "outcome": "failed", "reason": f"{type(error).__name__}: {error}"}
 
     def _run(self, effect: Effect, seed: int) -> dict[str, Any]:
         parts = effect.parts
@@ -101,10 +127,16 @@ class Bench:
         recipe = Recipe(
             batch=batch, threads=parts.get("parallelism", {}).get("threads", 1), device=self.device, **parts["runtime"]
         )
-        trained = compress(parts, copy.deepcopy(self.model), context)
+        start = self.start(parts.get("distillation", {}).get("student", 1.0))
+        trained = compress(parts, copy.deepcopy(start).to(self.device), context)
+        with torch.no_grad():
+            trained(*example[0], **example[1])  # what a model makes in its first call (caches)
+        lowered, layers = parts.get("quantization", {}), traced(trained, example)
         with tempfile.TemporaryDirectory() as folder:
             ENGINES[recipe.engine].save(lower(parts, trained, context), example, Path(folder))
-            outputs = tensors(Program(Path(folder), recipe).run(*example))
+            program = Program(Path(folder), recipe)
+        outputs = tensors(program.run(*example))
+        check_kernels(lowered, layers, profile.trace(program, example).products, self.device)
         with torch.no_grad():
             wanted = tensors(plain(self.model(*example[0], **example[1])))
         if [tuple(leaf.shape) for leaf in outputs] != [tuple(leaf.shape) for leaf in wanted]:
@@ -114,26 +146,31 @@ class Bench:
         return {"shapes": [list(leaf.shape) for leaf in outputs]}
 
 
-def draw(space: SearchSpace, anatomy: Anatomy, engine: str, seed: int) -> Iterator[Effect]:
-    """Random policies that differ in what they do."""
+def draw(space: SearchSpace, engine: str, seed: int) -> Iterator[Policy]:
+    """Random policies that differ in what they say."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
     seen = set()
     for _ in range(10_000):
-        parts = space.fill(study.ask()).effect(anatomy).parts
-        effect = Effect.of({**parts, "runtime": {**parts["runtime"], "engine": engine}})
-        if effect.id not in seen:
-            seen.add(effect.id)
-            yield effect
+        filled = space.fill(study.ask()).settings
+        runtime = replace((filled.get("runtime") or (Runtime(),))[0], engine=engine)
+        policy = Policy({**filled, "runtime": (runtime,)})
+        if (text := json.dumps(policy.to_json(), sort_keys=True)) not in seen:
+            seen.add(text)
+            yield policy
 
 
 def attempts(bench: Bench, count: int, compiled: float, seed: int) -> Iterator[dict[str, Any]]:
-    """Every compiled policy, then the eager ones."""
+    """Every compiled policy, then the eager ones; of those with one effect the first."""
     first = -(-int(count * compiled * 100) // 100)
     for engine, number in (("inductor", first), ("eager", count - first)):
-        drawn = draw(bench.spaces(engine), bench.anatomy, engine, seed)
-        for effect, _ in zip(drawn, range(number), strict=False):
-            yield {"engine": engine, "effect": effect.parts, **bench.attempt(effect, seed)}
+        seen: set[str] = set()
+        for policy in draw(bench.spaces(engine), engine, seed):
+            if len(seen) == number:
+                break
+            if (identity := bench.identity(policy)) not in seen:
+                seen.add(identity)
+                yield {"engine": engine, **bench.attempt(policy, seed)}
 
 
 def main(arguments: Iterable[str] | None = None) -> int:
