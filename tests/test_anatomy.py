@@ -57,6 +57,14 @@ def test_tied_weights_are_named() -> None:
         found(model, rows())
 
 
+@pytest.mark.parametrize("section", ["pruning", "quantization"])
+def test_weights_that_are_made_of_others_are_named(section: str) -> None:
+    model = nn.Sequential(nn.Linear(12, 12), nn.ReLU(), torch.nn.utils.parametrizations.weight_norm(nn.Linear(12, 4)))
+    with pytest.raises(RefusedError, match="the weight of 2 is computed from other tensors"):
+        survey(model, ((rows(),), {}), (section,))
+    assert survey(model, ((rows(),), {}), ("distillation",)).units["distillation"] == ()
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_outputs_that_are_not_finite(value: float) -> None:
     class Broken(Mlp):

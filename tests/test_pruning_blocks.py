@@ -240,3 +240,11 @@ def test_every_block_is_too_many() -> None:
         (Pruning(target="*", structure="depth", ratio=0.5, ranking="global"),), units(model, example)
     )
     assert together == {"depth": {"blocks": {"width": 2, "of": 4, "importance": "magnitude"}}}
+
+
+def test_a_stack_whose_owner_asks_its_first_block_stays() -> None:
+    """nn.TransformerEncoder reads `layers[0].self_attn` in every call."""
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+    model = nn.TransformerEncoder(layer, 3, enable_nested_tensor=False).eval()
+    assert blocks.stacks(model, ((torch.randn(2, 3, 16),), {})) == ()

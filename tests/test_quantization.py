@@ -488,3 +488,29 @@ def test_a_scale_in_16_bits_is_no_error_of_the_weights() -> None:
         steps = ((codes.double() * scale.double()[:, None] - weight) / scale.double()[:, None]).abs()
         assert steps.max() < (0.51 if kind == torch.float32 else 1.01)  # 127.5 steps are clipped, of a scale 2^-8 less
         assert (steps > 0.51).sum() <= len(weight)  # and only those
+
+
+class ByName(nn.Module):
+    """Calls its layers by keyword."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 16, 3, padding=1), nn.Linear(16, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(input=self.first(input=x).mean((2, 3)))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("effect", [{"second": "w8a16"}, {"first": "bf16", "second": "fp16"}, {"first": "w8a8_static"}])
+def test_layers_that_are_called_by_keyword(effect: dict[str, str]) -> None:
+    torch.manual_seed(0)
+    model = ByName().eval()
+    with torch.no_grad():
+        assert off(quantized(model, effect)(images(BATCH)), model(images(BATCH))) < 0.05
+
+
+def test_a_model_in_float64_is_refused_by_name() -> None:
+    model = nn.Sequential(nn.ReLU(), nn.Linear(12, 8)).double().eval()
+    data = [rows(4).double()]
+    with pytest.raises(RefusedError, match=r"int8 for 1 of Sequential: the graph .* cannot be quantized .*float64"):
+        Quantization.lower({"1": "w8a8_static"}, model, context(((data[0],), {}), data))

@@ -20,15 +20,17 @@ class Graph:
     def __init__(self, call: Callable[..., Any], inputs: Inputs) -> None:
         self._held = [leaf.clone() if isinstance(leaf, torch.Tensor) else leaf for leaf in tree_leaves(inputs)]
         args, kwargs = torch.utils._pytree.tree_unflatten(self._held, torch.utils._pytree.tree_structure(inputs))
-        aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):
-            for _ in range(WARMUP):
-                call(args, kwargs)
-        torch.cuda.current_stream().wait_stream(aside)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
-            self._outputs = call(args, kwargs)
+        device = next(leaf.device for leaf in self._held if isinstance(leaf, torch.Tensor))
+        with torch.cuda.device(device):  # streams and recordings are the current one's
+            aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            aside.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(aside):
+                for _ in range(WARMUP):
+                    call(args, kwargs)
+            torch.cuda.current_stream().wait_stream(aside)
+            self._graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self._graph):
+                self._outputs = call(args, kwargs)
 
     def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         for held, given in zip(self._held, tree_leaves((args, kwargs)), strict=True):

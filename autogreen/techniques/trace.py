@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from autogreen.errors import RefusedError
 from autogreen.tasks import Inputs, plain, rows
 
 
@@ -101,6 +102,24 @@ def layers(model: nn.Module, example: Inputs) -> dict[str, Layer]:
         for name, module in found
         if name in calls
     }
+
+
+def refuse_made_weights(model: nn.Module) -> None:
+    """Refuse layers whose weight is no parameter of theirs, but made anew from others: who changes it changes nothing.
+
+    Raises:
+        RefusedError: names them.
+    """
+    made = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Conv2d | nn.Linear) and not isinstance(module._parameters.get("weight"), nn.Parameter)
+    ]
+    if made:
+        raise RefusedError(
+            f"the weight of {', '.join(made)} is computed from other tensors (weight_norm, a parametrization). Make it "
+            "plain first: torch.nn.utils.parametrize.remove_parametrizations, or torch.nn.utils.remove_weight_norm."
+        )
 
 
 def block_of(name: str) -> str:

@@ -91,13 +91,17 @@ def stacks(model: nn.Module, example: Inputs) -> tuple[Stack, ...]:
 
 
 def _survives(model: nn.Module, example: Inputs, blocks: Sequence[str], wraps: Mapping[str, int], shapes: Any) -> bool:
+    """Try it: the first alone, and without the first, of which some owners ask what kind of layer it is."""
     try:
-        with trial(model):
-            for path in blocks[1:]:
-                skip(model, path, wraps[path])
-            return bool(signature(model, example) == shapes)
+        for going in (blocks[1:], blocks[:1]):
+            with trial(model):
+                for path in going:
+                    skip(model, path, wraps[path])
+                if signature(model, example) != shapes:
+                    return False
     except Exception:  # noqa: BLE001 - whatever breaks, the answer is no
         return False
+    return True
 
 
 def skip(model: nn.Module, path: str, wraps: int) -> None:

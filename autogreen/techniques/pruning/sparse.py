@@ -32,13 +32,13 @@ class SemiSparse(nn.Module):
         self.register_buffer("packed", torch._cslt_compress(layer.weight.detach().to(kind).contiguous()))
         self.register_buffer("bias", None if layer.bias is None else layer.bias.detach().to(kind))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         packed: Tensor = self.get_buffer("packed")
-        rows = x.reshape(-1, self.in_features).to(packed.dtype)
+        rows = input.reshape(-1, self.in_features).to(packed.dtype)
         missing = -rows.shape[0] % ROWS
         padded = nn.functional.pad(rows, (0, 0, 0, missing)) if missing else rows
         y: Tensor = torch._cslt_sparse_mm(packed, padded.t(), bias=self.bias, transpose_result=True)  # type: ignore[arg-type]
-        return y[: rows.shape[0]].reshape(*x.shape[:-1], self.out_features).to(x.dtype)
+        return y[: rows.shape[0]].reshape(*input.shape[:-1], self.out_features).to(input.dtype)
 
 
 def misfit(unit: Unit, device: str) -> str | None:

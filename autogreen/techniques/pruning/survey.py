@@ -11,15 +11,16 @@ from autogreen.techniques.pruning.attention import attentions
 from autogreen.techniques.pruning.blocks import stacks
 from autogreen.techniques.pruning.graph import groups
 from autogreen.techniques.pruning.surgery import survives
-from autogreen.techniques.trace import Layer, block_of, layers
+from autogreen.techniques.trace import Layer, block_of, layers, refuse_made_weights
 
 
 def units(model: nn.Module, example: Inputs) -> Iterator[Unit]:
     """Channels and neurons, heads, blocks, and the layers whose single weights can go.
 
     Raises:
-        RefusedError: the dependencies cannot be traced.
+        RefusedError: the dependencies cannot be traced, or a weight is no parameter.
     """
+    refuse_made_weights(model)
     model.eval()
     traced = layers(model, example)
     inside = list(decoder.decoders(model))

@@ -74,8 +74,9 @@ class Quantization(Technique):
     def units(cls, model: "nn.Module", example: "Inputs") -> tuple[Unit, ...]:
         from torch import nn
 
-        from autogreen.techniques.trace import block_of, layers
+        from autogreen.techniques.trace import block_of, layers, refuse_made_weights
 
+        refuse_made_weights(model)
         traced = layers(model, example)
         fused: dict[str, list[str]] = {}
         for name, layer in traced.items():

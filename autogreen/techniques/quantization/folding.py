@@ -90,8 +90,8 @@ class ScaleShift(nn.Module):
         self.register_buffer("scale", scale[:, None, None])
         self.register_buffer("shift", (bias - norm.running_mean * scale)[:, None, None])
 
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.scale + self.shift
+    def forward(self, input: Tensor) -> Tensor:
+        return input * self.scale + self.shift
 
 
 def replace(model: nn.Module, name: str, module: nn.Module) -> None:

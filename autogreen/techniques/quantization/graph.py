@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from autogreen.engines.exported import export
-from autogreen.errors import RefusedError
+from autogreen.errors import AutogreenError, RefusedError
 from autogreen.techniques import Context
 from autogreen.techniques.quantization.numerics import EPS, Ranges, activation_grid, run_calibration
 from autogreen.techniques.quantization.schemes import Treatment
@@ -35,19 +35,29 @@ def to_int8(model: nn.Module, treatments: Mapping[str, Treatment], context: Cont
             f"int8 for {', '.join(sorted(absent))} of {type(model).__name__}: no such layer is left in the exported "
             "graph. Give it another scheme."
         )
+
+    def refused(error: Exception) -> RefusedError:
+        first = (str(error).strip().splitlines() or [""])[0]
+        return RefusedError(
+            f"int8 for {told} of {type(model).__name__}: the graph around them cannot be quantized "
+            f"({type(error).__name__}: {first}). Give them another scheme."
+        )
+
     try:
         prepared = prepare_pt2e(graph, _quantizer(treatments))
     except Exception as error:
-        raise RefusedError(
-            f"int8 for {told} of {type(model).__name__}: the graph around them cannot be quantized "
-            f"({type(error).__name__}: {error}). Give them another scheme."
-        ) from error
+        raise refused(error) from error
     if any(treatment.scheme == "w8a8_static" for treatment in treatments.values()):
         run_calibration(prepared, context)
     else:
         with torch.no_grad():
             prepared(*context.example[0], **context.example[1])  # weights are observed in passing
-    converted: nn.Module = convert_pt2e(prepared)
+    try:
+        converted: nn.Module = convert_pt2e(prepared)
+    except AutogreenError:
+        raise
+    except Exception as error:  # a model in float64, for one
+        raise refused(error) from error
     _drop_unused(converted)
     return converted
 

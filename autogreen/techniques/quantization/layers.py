@@ -27,9 +27,9 @@ class Cast(nn.Module):
         self.layer = layer.to(dtype)
         self.dtype = dtype
 
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.layer(x.to(self.dtype))
-        return y.to(x.dtype)
+    def forward(self, input: Tensor) -> Tensor:  # as layers call it, where they are called by name
+        y: Tensor = self.layer(input.to(self.dtype))
+        return y.to(input.dtype)
 
 
 class _Matrix(nn.Module):
@@ -41,10 +41,10 @@ class _Matrix(nn.Module):
         super().__init__()
         self.register_buffer("bias", None if layer.bias is None else layer.bias.detach().clone())
 
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.product(x.reshape(-1, x.shape[-1])).to(x.dtype)
+    def forward(self, input: Tensor) -> Tensor:
+        y = self.product(input.reshape(-1, input.shape[-1])).to(input.dtype)
         y = y if self.bias is None else y + self.bias
-        return y.reshape(*x.shape[:-1], y.shape[-1])
+        return y.reshape(*input.shape[:-1], y.shape[-1])
 
     def product(self, x: Tensor) -> Tensor:
         """[rows, inputs] -> [rows, outputs], without the bias."""
