@@ -21,7 +21,6 @@ from autogreen.schema import build
 from autogreen.techniques import TECHNIQUES, Target
 
 SECTIONS = (*TECHNIQUES, "runtime")
-MEANING = (
     "2"  # of effects; with it change their texts, or what is done for the same text: studies begun before end there
 )
 

@@ -30,7 +30,6 @@ from autogreen.executors import EXECUTORS, Done, Executor, Job
 from autogreen.experiment import Experiment, pick_device
 from autogreen.front import Front, standing
 from autogreen.measurement import Interval
-from autogreen.policy import MEANING
 from autogreen.samplers import first, make_sampler
 from autogreen.space import SearchSpace
 from autogreen.store import Store, writing
@@ -113,7 +112,6 @@ class _Run:
         self.store.check_fingerprint(
             {
                 **self.experiment.task.fingerprint(),
-                "effects": MEANING,
                 "space": _digest(self.experiment.space.to_json()),
                 "workload": str(self.experiment.workload),
                 "constraints": str(self.experiment.constraints),
