@@ -21,8 +21,7 @@ from autogreen.schema import build
 from autogreen.techniques import TECHNIQUES, Target
 
 SECTIONS = (*TECHNIQUES, "runtime")
-    "2"  # of effects; with it change their texts, or what is done for the same text: studies begun before end there
-)
+FORMAT = 2  # of effects; 1 knew channels only, named without their structure, and called calibrated int8 w8a8
 
 
 def section_class(name: str) -> Any:

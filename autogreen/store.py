@@ -23,6 +23,7 @@ from autogreen import quality
 from autogreen.errors import EvaluationError, StudyError
 from autogreen.evaluation import Evaluation, Published
 from autogreen.measurement import Interval
+from autogreen.policy import FORMAT
 from autogreen.results import Bill, Results, TrialResult
 
 DIRECTIONS: tuple[Literal["maximize", "minimize"], ...] = (
@@ -195,8 +196,14 @@ class Store:
         """Everything found so far.
 
         Raises:
-            StudyError: the references are not measured yet.
+            StudyError: the references are not measured yet, or policies are told in another format.
         """
+        found = self.get("fingerprint", {"effects": f"format {FORMAT}"}).get("effects", "format 1")
+        if found != f"format {FORMAT}":
+            raise StudyError(
+                f"the policies of study {self.folder.name!r} are told in {found}; this autogreen reads {FORMAT}, where "
+                "the same words mean other things. Use the autogreen that made it, or begin anew with --fresh."
+            )
         references = self.get("references", {})
         if not {"baseline", "plain"} <= set(references):
             raise StudyError(f"study {self.folder.name!r} has not measured its references yet; run the sweep again.")

@@ -30,6 +30,7 @@ from autogreen.executors import EXECUTORS, Done, Executor, Job
 from autogreen.experiment import Experiment, pick_device
 from autogreen.front import Front, standing
 from autogreen.measurement import Interval
+from autogreen.policy import FORMAT
 from autogreen.samplers import first, make_sampler
 from autogreen.space import SearchSpace
 from autogreen.store import Store, writing
@@ -112,6 +113,7 @@ class _Run:
         self.store.check_fingerprint(
             {
                 **self.experiment.task.fingerprint(),
+                "effects": f"format {FORMAT}",
                 "space": _digest(self.experiment.space.to_json()),
                 "workload": str(self.experiment.workload),
                 "constraints": str(self.experiment.constraints),

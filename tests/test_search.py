@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -209,6 +210,18 @@ def test_a_changed_study_is_refused_by_name(swept, change, told):
     folder, _ = swept
     with pytest.raises(StudyError, match=rf"{told} was.*--fresh"):
         run(folder, **change)
+
+
+def test_a_study_whose_policies_meant_something_else_is_refused(swept, tmp_path):
+    shutil.copytree(swept[0], tmp_path / "toy")
+    store = Store.open(tmp_path / "toy")
+    fingerprint = store.get("fingerprint")
+    assert fingerprint.pop("effects") == "format 2"
+    store.study.set_user_attr("fingerprint", fingerprint)
+    with pytest.raises(StudyError, match=r"'toy' are told in format 1; this autogreen reads 2.*--fresh"):
+        Store.open(tmp_path / "toy").results()
+    with pytest.raises(StudyError, match="format 1.*--fresh"):
+        run(tmp_path / "toy")
 
 
 def test_a_killed_sweep_resumes_with_nothing_lost_or_twice(tmp_path):
