@@ -220,7 +220,7 @@ def test_a_study_whose_policies_meant_something_else_is_refused(swept, tmp_path)
     store.study.set_user_attr("fingerprint", fingerprint)
     with pytest.raises(StudyError, match=r"'toy' are told in format 1; this autogreen reads 2.*--fresh"):
         Store.open(tmp_path / "toy").results()
-    with pytest.raises(StudyError, match="format 1.*--fresh"):
+    with pytest.raises(StudyError, match=r"format 1.*--fresh"):
         run(tmp_path / "toy")
 
 
