@@ -164,9 +164,14 @@ class _Run:
         if "baseline" not in references:
             candidates = [plain]
             for effect in runtimes(self.space, self.anatomy, self.device):
-                if effect.id != plain.effect.id:
-                    yield self.progress("references", f"best runtime: {runtime_of(effect)}")
+                if effect.id == plain.effect.id:
+                    continue
+                yield self.progress("references", f"best runtime: {runtime_of(effect)}")
+                try:
                     candidates.append(self._evaluate(Request(effect=effect, reference=plain.key)))
+                except (RefusedError, EvaluationError) as error:  # a model that no graph holds, a mode that fails on it
+                    self._facts["refused"].setdefault(f"best runtime: {error}", []).append(runtime_of(effect))
+                    yield self.progress("references", f"{runtime_of(effect)} does not run the model: {error}")
             best = min(candidates, key=lambda found: found.ratio.mean if found.ratio else 1.0)
             references["baseline"] = replace(best, loss=None, ratio=None).to_json()
             if best is not plain:  # state plain use against the baseline, like everything else: the same pairs

@@ -115,6 +115,16 @@ def test_words_are_labelled_by_their_first_token(tmp_path: Path) -> None:
     assert torch.isfinite(made.loss(outputs, batch))
 
 
+def test_words_of_which_nothing_is_left_are_refused(tmp_path: Path) -> None:
+    """A text without a labelled token has no score."""
+    folder = bert(tmp_path / "model", "ForTokenClassification")
+    rows: list[dict[str, Any]] = [{"tokens": row["text"].split()[:3], "tags": [0, 1, 0]} for row in texts(30)]
+    rows += [{"tokens": [" "], "tags": [0]}]
+    made = task(folder, jsonl(tmp_path / "words.jsonl", rows), text="tokens", label="tags", max_length=12)
+    with pytest.raises(ConfigError, match=r"makes no token of any word of \[' '\]"):
+        made.build(tmp_path)
+
+
 @pytest.mark.parametrize(("metric", "power"), [("squared_error", 2), ("absolute_error", 1)])
 def test_numbers_are_judged_by_their_distance(tmp_path: Path, metric: str, power: int) -> None:
     folder = bert(tmp_path / "model", num_labels=1, id2label={0: "value"}, label2id={"value": 0})

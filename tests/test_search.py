@@ -212,6 +212,20 @@ def test_a_changed_study_is_refused_by_name(swept, change, told):
         run(folder, **change)
 
 
+def test_a_runtime_that_fails_is_told_and_another_is_the_best(tmp_path, monkeypatch):
+    def fails(folder, recipe):
+        raise RuntimeError("no graph holds this model")
+
+    monkeypatch.setattr("autogreen.engines.inductor.Inductor.load", staticmethod(fails))
+    steps = run(tmp_path / "toy", budget={"trials": 1})
+    told = [step.note for step in steps if "does not run the model" in step.note]
+    assert told and all("inductor" in note and "no graph holds this model" in note for note in told)
+    store = Store.open(tmp_path / "toy")
+    assert store.results().baseline.effect.engine == "eager"
+    (where,) = (where for reason, where in store.get("facts")["refused"].items() if "no graph holds" in reason)
+    assert len(where) == len(told) and all("engine inductor" in runtime for runtime in where)
+
+
 def test_a_study_whose_policies_meant_something_else_is_refused(swept, tmp_path):
     shutil.copytree(swept[0], tmp_path / "toy")
     store = Store.open(tmp_path / "toy")

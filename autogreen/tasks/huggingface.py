@@ -228,6 +228,11 @@ def _of_words(rows: Sequence[Row], task: HuggingFace, config: Any, tokenizer: An
             if word is not None and word != before:
                 labels[number, place] = _class(row[task.label][word], config)
             before = word
+        if (labels[number] == UNLABELLED).all():
+            raise ConfigError(
+                f"the tokenizer of {task.model} makes no token of any word of {str(row[task.text])[:60]}: nothing "
+                "there can be labelled. Leave such rows out."
+            )
     return {**{name: encoded[name] for name in encoded}, "labels": labels}
 
 
