@@ -560,6 +560,16 @@ def test_a_tokenizer_of_another_model(gpt2: str, cache: Path) -> None:
         own(gpt2, weights="random", vocab_size=400).build(cache)
 
 
+def test_without_transformers_it_says_what_to_install(gpt2: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name == "autogreen.tasks.decoding"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    for task in (tiny(), tiny(weights="random"), own(gpt2), own(gpt2, phase="prefill")):
+        with pytest.raises(ConfigError, match=r"^transformers is not installed .*autogreen\[llm\]"):
+            task.build(cache)
+    assert len(tiny().fingerprint()["task code"]) == 16
+
+
 def test_texts_that_are_too_small(tmp_path: Path, cache: Path) -> None:
     (tmp_path / "none").mkdir()
     with pytest.raises(ConfigError, match="holds no Python file"):

@@ -1,7 +1,6 @@
 """A decoder that continues Python: any Hugging Face one, or a small one trained here from scratch."""
 
 import hashlib
-import inspect
 import math
 import os
 import shutil
@@ -100,6 +99,7 @@ class CausalLM(Task):
     # -- the model ---------------------------------------------------------------------------------------------------
 
     def build(self, cache: Path) -> nn.Module:
+        library()  # or say what is missing
         _folders[self.sources] = cache / "sources"
         if self.model is not None and self.weights == "trained":
             lm = fetch("AutoModelForCausalLM", self.model, **self._how())
@@ -114,6 +114,7 @@ class CausalLM(Task):
         """None for a checkpoint and for random weights: there is no training that it could have had too."""
         if self.model is not None or self.weights == "random":
             return None
+        library()
         _folders[self.sources] = cache / "sources"
         return self._served(self._trained(sizing.narrower(self._dimensions(), fraction), cache))
 
@@ -316,7 +317,5 @@ def _shuffled(count: int, seed: int, number: int) -> Tensor:
 
 def _code(*modules: str) -> str:
     """Hash of the source of these modules of this folder."""
-    import importlib
-
-    texts = [inspect.getsource(importlib.import_module(f"autogreen.tasks.{name}")) for name in modules]
+    texts = [(Path(__file__).parent / f"{name}.py").read_text() for name in modules]
     return hashlib.sha256("".join(texts).encode()).hexdigest()[:16]

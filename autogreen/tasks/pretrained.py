@@ -33,8 +33,9 @@ def fetch(auto: str, name: str, **settings: Any) -> Any:
                 f"{name} holds no config.json, so it is no checkpoint; name a folder that save_pretrained wrote."
             )
         settings["local_files_only"] = True
+    auto_class = getattr(library(), auto)
     try:
-        return getattr(library(), auto).from_pretrained(name, **settings)
+        return auto_class.from_pretrained(name, **settings)
     except (OSError, ValueError) as error:
         first = (str(error).splitlines() or [type(error).__name__])[0]
         where = "cannot be read" if Path(name).is_dir() else "is no local folder, and no model of this name came"
