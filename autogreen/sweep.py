@@ -133,10 +133,8 @@ class _Run:
             "experiment": self.experiment.to_json(),
             "task": self.experiment.task_text,
             "workload": vars(self.experiment.workload),
-            "hardware": found["hardware"],
-            "item": found["item"],
-            "tier": found["meter"]["tier"],
-            "boundary": found["meter"]["boundary"],
+            **{key: found[key] for key in ("hardware", "item")},
+            **{key: found["meter"][key] for key in ("tier", "boundary")},
             "max_loss": self.experiment.constraints.max_loss,
             "holes": {name: hole.extremes() for name, hole in self.space.holes().items()},
             "refused": refused,
@@ -163,9 +161,8 @@ class _Run:
         plain = Evaluation.from_json(references["plain"])
         if "baseline" not in references:
             candidates = [plain]
-            for effect in runtimes(self.space, self.anatomy, self.device):
-                if effect.id == plain.effect.id:
-                    continue
+            others = runtimes(self.space, self.anatomy, self.device)
+            for effect in (other for other in others if other.id != plain.effect.id):
                 yield self.progress("references", f"best runtime: {runtime_of(effect)}")
                 try:
                     candidates.append(self._evaluate(Request(effect=effect, reference=plain.key)))
@@ -192,8 +189,7 @@ class _Run:
             for proposal in first(self.space):
                 self.store.study.enqueue_trial(proposal, skip_if_exists=True)
         pending: dict[str, optuna.Trial] = {}
-        failures = 0
-        wasted, patience = 0, WASTED if self.space.holes() else 1
+        failures, wasted, patience = 0, 0, WASTED if self.space.holes() else 1
         yield self.progress("searching")
         while True:
             while len(pending) < self.executor.slots and wasted < patience and self._budget_left(len(pending)):
@@ -250,10 +246,10 @@ class _Run:
 
     def refuse_if_nothing_is_feasible(self) -> None:
         """Raise, naming what to loosen, when there is no front."""
-        trials = self.store.trials()
-        if not trials and (refused := [trial for trial in self.store.study.trials if "reason" in trial.user_attrs]):
-            why = dict.fromkeys(str(trial.user_attrs["reason"]) for trial in refused)
-            raise StudyError(f"all {len(refused)} proposals were refused. Why: {' | '.join(list(why)[:3])}")
+        trials, what = self.store.trials(), "trials failed"
+        if not trials:
+            trials = [trial for trial in self.store.study.trials if "reason" in trial.user_attrs]
+            what = "proposals were refused"
         if not trials or any(trial.user_attrs.get("feasible") for trial in trials):
             return
         missed: dict[str, float] = {}
@@ -265,7 +261,7 @@ class _Run:
             told = ", ".join(f"{name} (the nearest missed it by {excess:.4g})" for name, excess in missed.items())
             raise StudyError(f"none of {len(trials)} trials meets the constraints; loosen {told}, or widen the space.")
         reasons = {trial.user_attrs.get("reason", "unknown"): None for trial in trials}
-        raise StudyError(f"all {len(trials)} trials failed. Why: {' | '.join(list(reasons)[:3])}")
+        raise StudyError(f"all {len(trials)} {what}. Why: {' | '.join(list(reasons)[:3])}")
 
     # -- one trial -----------------------------------------------------------------------------------------------
 
