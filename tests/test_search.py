@@ -370,9 +370,16 @@ def test_a_space_whose_every_policy_is_refused(tmp_path):
 
 
 def test_sections_that_never_go_together_end_a_search_with_the_reason(tmp_path):
-    space = {"quantization": [{"target": "6", "scheme": "w8a16", "qat": True}], "runtime": {"engine": "eager"}}
-    with pytest.raises(StudyError, match=r"all 1 proposals were refused. Why: quantization: qat for 6, but nothing"):
+    space = {"pruning": [{"target": "0", "ratio": 0.5}], "distillation": {"epochs": 1, "rounds": 3}}
+    with pytest.raises(StudyError, match=r"all 1 proposals were refused. Why: distillation: 3 rounds of pruning"):
         run(tmp_path / "toy", space=space)
+
+
+def test_what_no_other_section_can_give_is_refused_before_anything_is_trained(tmp_path):
+    space = {"quantization": [{"target": "6", "scheme": "w8a16", "qat": True}], "runtime": {"engine": "eager"}}
+    with pytest.raises(RefusedError, match=r"qat for 6, but nothing trains in this policy"):
+        run(tmp_path / "toy", space=space)
+    assert Store.open(tmp_path / "toy").get("references") is None
 
 
 def test_a_target_that_matches_nothing_names_what_there_is(tmp_path):
