@@ -19,7 +19,6 @@ something else ran. Everything errs on the low side, so that the bound holds:
 A lower power limit or clock makes products cheaper: measure the unit costs again after changing one.
 """
 
-import hashlib
 import json
 import math
 import time
@@ -32,6 +31,7 @@ from typing import TYPE_CHECKING, Any
 from autogreen import hardware
 from autogreen.engines import cores
 from autogreen.errors import ConfigError, MeterError
+from autogreen.files import whole
 from autogreen.measure import lease, measure
 from autogreen.measurement import Interval, Measurement, Protocol
 from autogreen.meters import Meter, Tier
@@ -325,7 +325,7 @@ def measure_costs(
     if not flop_pj:
         raise MeterError(f"no matrix product runs on {device!r}: {left_out}. Install a PyTorch that fits the device.")
     return UnitCosts(
-        **_identity(hardware.describe(device)),
+        **hardware.identity(hardware.describe(device)),
         tier=meter.tier,
         boundary=meter.boundary,
         flop_pj=flop_pj,
@@ -401,11 +401,9 @@ def cache_bytes(device: str, caches: Path = Path("/sys/devices/system/cpu")) -> 
 
 def keep(costs: UnitCosts, cache: Path) -> Path:
     """Write the costs into `cache`/floor, one file a machine, driver, PyTorch and meter; return the file."""
-    path = _file({key: getattr(costs, key) for key in ("machine", "driver", "torch", "tier", "boundary")}, cache)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(costs.to_json(), indent=2, allow_nan=False))
-    partial.rename(path)
+    path = hardware.kept_file(cache / "floor", vars(costs))
+    with whole(path) as partial:
+        partial.write_text(json.dumps(costs.to_json(), indent=2, allow_nan=False))
     return path
 
 
@@ -416,7 +414,8 @@ def kept(described: Mapping[str, Any], meter: Meter, cache: Path) -> UnitCosts |
     Raises:
         MeterError: the file is damaged, or the meter cannot tell its boundary.
     """
-    path = _file({**_identity(described), "tier": meter.tier, "boundary": meter.boundary}, cache)
+    of = {**hardware.identity(described), "tier": meter.tier, "boundary": meter.boundary}
+    path = hardware.kept_file(cache / "floor", of)
     if not path.exists():
         return None
     try:
@@ -425,16 +424,3 @@ def kept(described: Mapping[str, Any], meter: Meter, cache: Path) -> UnitCosts |
         raise MeterError(
             f"{path} cannot be read ({error}). Delete it, or measure again: autogreen doctor --floor."
         ) from error
-
-
-def _identity(described: Mapping[str, Any]) -> dict[str, str]:
-    return {
-        "machine": hardware.name(dict(described)),
-        "driver": str(described.get("driver", "none")),
-        "torch": str(described["torch"]),
-    }
-
-
-def _file(identity: Mapping[str, str], cache: Path) -> Path:
-    digest = hashlib.sha256(json.dumps(dict(identity), sort_keys=True).encode()).hexdigest()[:12]
-    return cache / "floor" / f"{digest}.json"

@@ -1,8 +1,10 @@
 """Which machine this is: stated with every number, and part of a study's fingerprint."""
 
+import hashlib
+import json
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,21 @@ def name(hardware: dict[str, Any]) -> str:
     if "gpu" in hardware:
         return str(hardware["gpu"])
     return f"{hardware['cpu']}, {hardware['cores']} cores, {hardware['cpu_capability']}"
+
+
+def identity(described: Mapping[str, Any]) -> dict[str, str]:
+    """What figures that outlive a study belong to, of `describe`: machine, driver and PyTorch."""
+    return {
+        "machine": name(dict(described)),
+        "driver": str(described.get("driver", "none")),
+        "torch": str(described["torch"]),
+    }
+
+
+def kept_file(folder: Path, of: Mapping[str, Any]) -> Path:
+    """Where figures of one machine, driver, PyTorch, tier and boundary are kept; what else `of` holds says nothing."""
+    told = {key: of[key] for key in ("machine", "driver", "torch", "tier", "boundary")}
+    return folder / f"{hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]}.json"
 
 
 def _cpu_name() -> str:

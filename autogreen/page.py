@@ -1,15 +1,13 @@
 """The front as an interactive page that works offline: one file, plotly.js inside."""
 
 import math
-import os
 from collections.abc import Sequence
-from contextlib import suppress
 from html import escape
 from pathlib import Path
 from typing import Any
 
+from autogreen import files
 from autogreen.carbon import J_PER_WH
-from autogreen.errors import ConfigError
 from autogreen.front import Front
 from autogreen.picture import series, title, window
 from autogreen.point import Point
@@ -53,16 +51,7 @@ def write_page(front: Front, path: Path) -> None:
     Raises:
         ConfigError: the file cannot be written.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(html(front), encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        raise ConfigError(f"the page cannot be written to {path}: {error.strerror}. Name another file.") from error
-    finally:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
+    files.write_page(html(front), path)
 
 
 def hover(front: Front, point: Point) -> list[str]:

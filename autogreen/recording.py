@@ -2,7 +2,6 @@
 machine. What a file holds is told in `autogreen/meters/replay.py`."""
 
 import json
-import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, replace
@@ -11,6 +10,7 @@ from typing import Any
 
 from autogreen import hardware
 from autogreen.errors import ConfigError, MeterError
+from autogreen.files import whole
 from autogreen.measure import measure_beside
 from autogreen.measurement import Beside, Measurement, Protocol, Window
 from autogreen.meters import METERS, Meter, Reading, Tier
@@ -115,14 +115,11 @@ def save(recording: Mapping[str, Any], path: Path) -> None:
         ConfigError: the file exists, or cannot be written.
     """
     check_new(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        partial.write_text(json.dumps(recording, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        partial.rename(path)
+        with whole(path) as partial:
+            partial.write_text(json.dumps(recording, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"the recording {path} cannot be written: {error.strerror}. Name another file.") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def check_new(path: Path) -> None:

@@ -135,10 +135,8 @@ def _reached(space: SearchSpace, name: str, option: str, anatomy: Anatomy) -> se
 
 
 def _cell(unit: Unit, option: str, kernels: Kernels, batch: int) -> Cell | None:
-    if unit.kind not in ("linear", "conv") or unit.groups != 1:
+    if (shape := Shape.of(unit)) is None:
         return None
-    kind = "linear" if unit.kind == "linear" else "conv"
-    shape = Shape(kind=kind, inputs=unit.inputs, outputs=unit.width, taps=unit.taps)  # type: ignore[arg-type]
     return kernels.nearest(Case(shape=shape, rows=unit.rows * batch, scheme=option))
 
 

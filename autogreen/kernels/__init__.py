@@ -7,20 +7,21 @@ Kernels    the answers of one machine, PyTorch, driver and meter
 `cases` which are asked    `bench` one shape measured    `session` all of them    `table`, `page` shown
 """
 
-import hashlib
 import json
 import math
 import os
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from autogreen import hardware
 from autogreen.errors import ConfigError
+from autogreen.files import whole
 from autogreen.measurement import Interval
 from autogreen.meters import Tier
+from autogreen.techniques import Unit
 
 ENGINE = "inductor"  # the best runtime of a layer alone; on a GPU with a CUDA graph
 PLAIN = {"cpu": "float32", "cuda": "bfloat16"}  # data type of the plain layer
@@ -36,6 +37,16 @@ class Shape:
     inputs: int
     outputs: int
     taps: int = 1
+
+    @classmethod
+    def of(cls, unit: Unit) -> "Shape | None":
+        """Of what quantization can treat; None where cells say nothing of it: grouped, or an uneven kernel."""
+        side = math.isqrt(unit.taps)
+        if unit.groups != 1 or side**2 != unit.taps or side % 2 == 0:
+            return None
+        if unit.kind == "linear" or unit.kind == "conv":
+            return cls(kind=unit.kind, inputs=unit.inputs, outputs=unit.width, taps=unit.taps)
+        return None
 
     def __str__(self) -> str:
         side = math.isqrt(self.taps)
@@ -131,7 +142,7 @@ class Kernels:
     def none_yet(cls, described: Mapping[str, Any], tier: Tier, boundary: str) -> "Kernels":
         """Of a machine (`hardware.describe`) and a meter, before anything was measured."""
         kind = str(described["device"]).partition(":")[0]
-        found = _identity(described)
+        found = hardware.identity(described)
         return cls(
             machine=found["machine"],
             driver=found["driver"],
@@ -201,7 +212,7 @@ def keep(kernels: Kernels, cache: Path) -> Path:
     Raises:
         ConfigError: the file is damaged, or cannot be written.
     """
-    path = _file({key: getattr(kernels, key) for key in ("machine", "driver", "torch", "tier", "boundary")}, cache)
+    path = hardware.kept_file(cache / "kernels", vars(kernels))
     with _alone(path.parent):
         both = _read(path) or replace(kernels, cells=())
         for cell in kernels.cells:
@@ -233,16 +244,11 @@ def write(kernels: Kernels, path: Path) -> None:
     Raises:
         ConfigError: the file cannot be written.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(kernels.to_json(), indent=2, allow_nan=False))
-        partial.replace(path)
+        with whole(path) as partial:
+            partial.write_text(json.dumps(kernels.to_json(), indent=2, allow_nan=False))
     except OSError as error:
         raise ConfigError(f"{path} cannot be written: {error.strerror}. Name another file or folder.") from error
-    finally:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
 
 
 def kept(described: Mapping[str, Any], tier: Tier, boundary: str, cache: Path) -> Kernels | None:
@@ -251,7 +257,8 @@ def kept(described: Mapping[str, Any], tier: Tier, boundary: str, cache: Path) -
     Raises:
         ConfigError: the file is damaged.
     """
-    return _read(_file({**_identity(described), "tier": tier, "boundary": boundary}, cache))
+    of = {**hardware.identity(described), "tier": tier, "boundary": boundary}
+    return _read(hardware.kept_file(cache / "kernels", of))
 
 
 def _read(path: Path) -> Kernels | None:
@@ -261,19 +268,6 @@ def _read(path: Path) -> Kernels | None:
         return Kernels.from_json(json.loads(path.read_text()))
     except (ConfigError, ValueError, OSError) as error:
         raise ConfigError(f"{path} cannot be read ({error}). Delete it; autogreen kernels measures again.") from error
-
-
-def _identity(described: Mapping[str, Any]) -> dict[str, str]:
-    return {
-        "machine": hardware.name(dict(described)),
-        "driver": str(described.get("driver", "none")),
-        "torch": str(described["torch"]),
-    }
-
-
-def _file(identity: Mapping[str, str], cache: Path) -> Path:
-    digest = hashlib.sha256(json.dumps(dict(identity), sort_keys=True).encode()).hexdigest()[:12]
-    return cache / "kernels" / f"{digest}.json"
 
 
 def groups(cases: Collection[Case]) -> Iterator[tuple[Shape, int, tuple[str, ...]]]:

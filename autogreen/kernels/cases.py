@@ -1,6 +1,5 @@
 """Which cases are asked: a few shapes that stand for many, the user's own, or those of a model."""
 
-import math
 import re
 from collections.abc import Iterable, Sequence
 from itertools import product
@@ -100,12 +99,9 @@ def cases_in(
     work: dict[tuple[Shape, int], int] = {}
     odd = []
     for unit in anatomy.units.get("quantization", ()):
-        side = math.isqrt(unit.taps)
-        if unit.kind not in ("linear", "conv") or unit.groups != 1 or side**2 != unit.taps or side % 2 == 0:
+        if (shape := Shape.of(unit)) is None:
             odd.append(unit.name)
             continue
-        kind = "linear" if unit.kind == "linear" else "conv"
-        shape = Shape(kind=kind, inputs=unit.inputs, outputs=unit.width, taps=unit.taps)  # type: ignore[arg-type]
         for count in rows or [unit.rows * batch for batch in batches]:
             products = unit.inputs * unit.width * unit.taps * count * unit.calls * len(unit.members)
             work[shape, count] = work.get((shape, count), 0) + products

@@ -1,13 +1,11 @@
 """Kernels as a heat map that works offline: one file, plotly.js inside."""
 
 import math
-import os
-from contextlib import suppress
 from html import escape
 from pathlib import Path
 from textwrap import wrap
 
-from autogreen.errors import ConfigError
+from autogreen import files
 from autogreen.kernels import Cell, Kernels
 from autogreen.kernels.table import columns, figure, heading, lines, reading, remarks
 from autogreen.wording import spread
@@ -74,16 +72,7 @@ def write_page(kernels: Kernels, path: Path) -> None:
     Raises:
         ConfigError: the file cannot be written.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(html(kernels), encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        raise ConfigError(f"the page cannot be written to {path}: {error.strerror}. Name another file.") from error
-    finally:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
+    files.write_page(html(kernels), path)
 
 
 def _octaves(cell: Cell) -> float | None:
