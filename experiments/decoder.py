@@ -1,26 +1,31 @@
 """What compression saves a decoder on an NVIDIA GPU: each policy in decode at batch 1, decode at batch 32 and prefill.
 
     python experiments/decoder.py OUT.jsonl [--task '{sources: [stdlib]}'] [--phases decode:1,decode:32,prefill:16]
-                                            [--policies none,fp8,...] [--cache FOLDER] [--budget SECONDS]
+                                            [--policies fp8,w4a16,...] [--train]
+                                            [--runtimes inductor,inductor:max-autotune] [--cache FOLDER]
+                                            [--budget SECONDS]
 
-Every policy is trained once (pruned and distilled) and then served in each phase: lowered, saved, loaded in its best
-runtime (compiled, CUDA graph), profiled for its kernels, scored on validation and test, and measured beside the
-uncompressed model in that model's best runtime. One line of JSON a policy and phase; what a policy's kernels cannot run
-is a line with its reason. Needs no MLflow and no study: one process, one GPU.
+Every policy is trained once (pruned and distilled; kept under the cache) and then served in each phase: lowered, saved,
+loaded with a CUDA graph in the compiler mode that is best for the uncompressed model (in `default` where that mode
+hides its kernels), profiled for its kernels, scored on validation and test, and measured beside the uncompressed model
+in that model's best runtime. One line of JSON a policy and phase; what a policy's kernels cannot run is a line with its
+reason. Needs no MLflow and no study: one process, one GPU. `--train` trains and measures nothing: on a second GPU,
+beforehand.
 
-`--task` takes dimensions and `weights: random` too, for what a model of 7 B parameters costs (energy only; TMPDIR
-should then be a folder in memory).
+`--task` takes dimensions and `weights: random` too, for what a model of 7 B parameters costs (energy only: nothing is
+trained or scored; TMPDIR should then be a folder in memory).
 """
 
 import argparse
 import copy
+import hashlib
 import json
 import shutil
 import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,10 +35,11 @@ import torch
 import yaml
 
 from autogreen import hardware, quality
-from autogreen.anatomy import survey
+from autogreen.anatomy import Anatomy, survey
 from autogreen.compress import compress, lower
 from autogreen.engines import ENGINES, Program, Recipe, profile
 from autogreen.errors import AutogreenError, RefusedError
+from autogreen.files import whole
 from autogreen.measure import Protocol, lease, measure, measure_beside
 from autogreen.meters import choose
 from autogreen.policy import Effect
@@ -49,6 +55,7 @@ DEVICE = "cuda:0"
 PROTOCOL = Protocol(warmup_s=0.5, preheat_s=2.0, window_s=0.3, min_windows=12, max_windows=24, target_relative=0.02)
 TUNING = {"epochs": 12, "alpha": 0.0, "learning_rate": 5e-4, "precision": "bf16"}
 TEACHING = {**TUNING, "alpha": 0.5, "temperature": 2.0}
+LONG = {**TEACHING, "epochs": 36, "learning_rate": 1e-3}  # some three passes over the text
 
 
 def everywhere(scheme: str, **settings: Any) -> dict[str, Any]:
@@ -60,31 +67,34 @@ def but_head(scheme: str) -> dict[str, Any]:
     return {"quantization": [{"target": "*lm_head", "scheme": "none"}, {"target": "*", "scheme": scheme}]}
 
 
-def pruned(*rules: tuple[str, float], **sections: Any) -> dict[str, Any]:
+def pruned(*rules: tuple[str, float], teaching: Mapping[str, Any] = TEACHING, **sections: Any) -> dict[str, Any]:
     """Rules of (structure, ratio), then distilled."""
     found = [{"target": "*", "structure": s, "ratio": r, "importance": "activation"} for s, r in rules]
-    return {"pruning": found, "distillation": TEACHING, **sections}
+    return {"pruning": found, "distillation": teaching, **sections}
 
 
 ONE_LESS, TWO_LESS, NARROW = ("depth", 0.17), ("depth", 0.34), ("neuron", 0.25)  # of six layers
 SCHEMES = ("fp8", "w8a8", "w8a8_static", "w4a16", "w8a16")
+HEAD = [{"target": "*lm_head", "scheme": "fp8"}]
 POLICIES: dict[str, dict[str, Any]] = {
     "tuned": {"distillation": TUNING},
+    "tuned long": {"distillation": {**TUNING, "epochs": 36}},
     **{scheme: everywhere(scheme) for scheme in SCHEMES},
     "fp8 but head": but_head("fp8"),
     "w4a16 but head": but_head("w4a16"),
     "fp8 feed-forward": {"quantization": [{"target": "*mlp*", "scheme": "fp8"}]},
-    "fp8 head": {"quantization": [{"target": "*lm_head", "scheme": "fp8"}]},
+    "fp8 head": {"quantization": HEAD},
     "w4a16 learned": {"distillation": TEACHING, **everywhere("w4a16", qat=True)},
     "narrow": pruned(NARROW),
     "one less": pruned(ONE_LESS),
+    "one less+fp8 head": pruned(ONE_LESS, quantization=HEAD),
     "one less+w4a16 learned": pruned(ONE_LESS, **everywhere("w4a16", qat=True)),
-    "two less": pruned(TWO_LESS),
-    "two less+narrow": pruned(TWO_LESS, NARROW),
-    "two less+w4a16": pruned(TWO_LESS, **everywhere("w4a16")),
-    "two less+w4a16 but head": pruned(TWO_LESS, **but_head("w4a16")),
-    "two less+narrow+fp8": pruned(TWO_LESS, NARROW, **everywhere("fp8")),
-    "two less+narrow+fp8 head": pruned(TWO_LESS, NARROW, quantization=[{"target": "*lm_head", "scheme": "fp8"}]),
+    "one less+narrow": pruned(ONE_LESS, NARROW),
+    "one less+narrow+fp8": pruned(ONE_LESS, NARROW, **everywhere("fp8")),
+    "two less": pruned(TWO_LESS, teaching=LONG),
+    "two less+fp8": pruned(TWO_LESS, teaching=LONG, **everywhere("fp8")),
+    "two less+fp8 head": pruned(TWO_LESS, teaching=LONG, quantization=HEAD),
+    "two less+w4a16 but head": pruned(TWO_LESS, teaching=LONG, **but_head("w4a16")),
 }
 
 
@@ -120,10 +130,25 @@ class Bench:
         learned = any("qat" in word for word in parts.get("quantization", {}).values())
         sections = ("pruning", "distillation", *(("quantization",) if learned else ()))
         changes = {section: parts[section] for section in sections if section in parts}
-        if (key := json.dumps(changes, sort_keys=True)) not in self.trained:
-            model = copy.deepcopy(self.model)
-            self.trained[key] = compress(changes, model, self.context(self.task, 1)).lm if changes else model.lm
-        return copy.deepcopy(self.trained[key])
+        if not changes:
+            return copy.deepcopy(self.model.lm)
+        told = json.dumps(changes, sort_keys=True)
+        if told not in self.trained:
+            path = self.cache / f"decoder-{hashlib.sha256(f'{self.task!r} {told}'.encode()).hexdigest()[:16]}.pt"
+            if not path.exists():
+                lm = compress(changes, copy.deepcopy(self.model), self.context(self.task, 1)).lm
+                with whole(path) as partial:  # as it is: removed layers keep their places until it is compacted
+                    torch.save(lm, partial)
+            self.trained[told] = torch.load(path, map_location=DEVICE, weights_only=False)
+        return copy.deepcopy(self.trained[told])
+
+    def effect(self, settings: Mapping[str, Any], phase: CausalLM, batch: int) -> tuple[Effect, Anatomy]:
+        """What a policy means to this model; of random weights, what is left of it without training."""
+        if self.task.weights == "random":
+            settings = {section: part for section, part in settings.items() if section != "distillation"}
+        served = phase._served(copy.deepcopy(self.model.lm)).to(DEVICE)
+        anatomy = survey(served, self.example(phase, batch), tuple(TECHNIQUES))
+        return SearchSpace.from_json(dict(settings)).policy().effect(anatomy), anatomy
 
 
 class Phase:
@@ -147,18 +172,18 @@ class Phase:
         program.run(*context.example)
         return program
 
-    def reference(self, folder: Path) -> Iterator[dict[str, Any]]:
-        """Measure the uncompressed model in every runtime; keep the best."""
+    def reference(self, runtimes: Sequence[tuple[str, str]], folder: Path) -> Iterator[dict[str, Any]]:
+        """Measure the uncompressed model in each (engine, mode) with a CUDA graph; keep the best."""
         best, effect = None, Effect.of({"runtime": {}})
-        for engine, cuda_graph in (("inductor", True), ("eager", True)):
-            runtime = {"engine": engine, "cuda_graph": cuda_graph}
-            place = folder / f"{engine}-{cuda_graph}"
-            program = self.serve(copy.deepcopy(self.bench.model.lm), effect, place, runtime)
+        for engine, mode in runtimes:
+            runtime = {"engine": engine, "mode": mode, "cuda_graph": True}
+            program = self.serve(copy.deepcopy(self.bench.model.lm), effect, folder / f"{engine}-{mode}", runtime)
             found = self.alone(program)
             yield {"policy": "uncompressed", "runtime": runtime, **found}
             if best is None or found["energy_per_item_j"]["mean"] < best:
-                best, self.program = found["energy_per_item_j"]["mean"], program
-        for split in ("validation", "test"):
+                best, self.program, self.mode = found["energy_per_item_j"]["mean"], program, mode
+            torch._dynamo.reset()
+        for split in ("validation", "test") if self.bench.task.weights == "trained" else ():
             self.scores[split] = self.task.score(self.program, split)
             yield {"policy": "uncompressed", "split": split, "score": asdict(quality.mean(self.scores[split]))}
 
@@ -181,9 +206,7 @@ class Phase:
     def candidate(self, settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         """Everything about one policy in this phase."""
         example = self.bench.example(self.task, self.batch)
-        served = self.task._served(copy.deepcopy(self.bench.model.lm)).to(DEVICE)
-        anatomy = survey(served, example, tuple(TECHNIQUES))
-        effect = SearchSpace.from_json(dict(settings)).policy().effect(anatomy)
+        effect, anatomy = self.bench.effect(settings, self.task, self.batch)
         if reason := effect.refusal(anatomy, DEVICE, self.batch):
             raise RefusedError(reason)
         lm = self.bench.train(effect.parts)
@@ -191,9 +214,18 @@ class Phase:
             served = self.task._served(copy.deepcopy(lm)).to(DEVICE)
             served(*example[0])  # makes the caches
         layers = traced(served, example)
-        program = self.serve(lm, effect, folder, {"engine": "inductor", "cuda_graph": True})
-        ran = profile.trace(program, example)
-        by_layer = check_kernels(effect.parts.get("quantization", {}), layers, ran.products, DEVICE)
+        del served
+        for mode in dict.fromkeys((self.mode, "default")):
+            runtime = {"engine": "inductor", "mode": mode, "cuda_graph": True}
+            program = self.serve(lm, effect, folder / mode, runtime)
+            ran = profile.trace(program, example)
+            try:
+                by_layer = check_kernels(effect.parts.get("quantization", {}), layers, ran.products, DEVICE)
+                break
+            except RefusedError:
+                if mode == "default":
+                    raise
+                torch._dynamo.reset()
         losses = {}
         for split, theirs in self.scores.items():
             losses[split] = asdict(quality.loss(theirs, self.task.score(program, split)))
@@ -210,6 +242,7 @@ class Phase:
             )
         return {
             "effect": effect.parts,
+            "runtime": runtime,
             "ratio": asdict(beside.ratio),
             "loss": losses,
             "energy_per_item_j": asdict(beside.candidate.energy_per_item_j),
@@ -227,13 +260,23 @@ def main() -> int:
     parser.add_argument("--task", default="{}", help="settings of causal_lm, YAML")
     parser.add_argument("--phases", default="decode:32,prefill:16,decode:1")
     parser.add_argument("--policies", default=",".join(POLICIES))
+    parser.add_argument("--runtimes", default="inductor,inductor:max-autotune,eager", help="of the uncompressed model")
+    parser.add_argument("--train", action="store_true", help="train the policies, and measure none")
     parser.add_argument("--cache", type=Path, default=Path("runs/.cache"))
     parser.add_argument("--budget", type=float, default=3600.0, help="seconds after which no new policy begins")
     given = parser.parse_args()
+    names = [name for name in given.policies.split(",") if name]
+    runtimes = [
+        (engine, mode or "default") for engine, _, mode in (r.partition(":") for r in given.runtimes.split(","))
+    ]
     began = time.monotonic()
     task = build(CausalLM, {"dtype": "bfloat16", **yaml.safe_load(given.task)}, "--task")
     bench = Bench(task, given.cache)
     config = bench.model.lm.config.to_dict()
+    if given.train:
+        for name in names:
+            bench.train(bench.effect(POLICIES[name], bench.task, 1)[0].parts)
+        return 0
     sizes = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
     with given.out.open("a") as out:
 
@@ -257,9 +300,9 @@ def main() -> int:
         for text in given.phases.split(","):
             phase = Phase(bench, *(lambda name, batch: (name, int(batch)))(*text.split(":")))
             with tempfile.TemporaryDirectory() as folder:
-                for line in phase.reference(Path(folder)):
+                for line in phase.reference(runtimes, Path(folder)):
                     tell({"phase": phase.name, **line})
-                for number, name in enumerate(given.policies.split(",")):
+                for number, name in enumerate(names):
                     if time.monotonic() - began > given.budget:
                         break
                     try:
