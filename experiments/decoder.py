@@ -213,7 +213,7 @@ class Phase:
         with torch.no_grad():
             served = self.task._served(copy.deepcopy(lm)).to(DEVICE)
             served(*example[0])  # makes the caches
-        layers = traced(served, example)
+        layers, parameters = traced(served, example), sum(leaf.numel() for leaf in lm.parameters())
         del served
         for mode in dict.fromkeys((self.mode, "default")):
             runtime = {"engine": "inductor", "mode": mode, "cuda_graph": True}
@@ -250,7 +250,7 @@ class Phase:
             "warnings": list(beside.candidate.warnings),
             "kernels": [asdict(kernel) for kernel in ran.kernels],
             "layers": by_layer,
-            "parameters": sum(parameter.numel() for parameter in lm.parameters()),
+            "parameters": parameters,
         }
 
 
