@@ -60,6 +60,16 @@ class Watch:
             self._bill(tally.power_w or self._power_w)
             self._meter.start()
 
+    @contextmanager
+    def beside(self, other: Meter) -> Iterator[None]:
+        """Put on the bill what another meter reads meanwhile: of a device that takes part and is not measured."""
+        other.start()
+        try:
+            yield
+        finally:
+            with suppress(MeterError):  # too short for that meter, so too little to matter
+                self._spent_j += other.stop().energy_j
+
     def check(self) -> None:
         """Raise once a cap is passed.
 

@@ -43,7 +43,8 @@ GOLDEN = 64  # examples kept for bundles, at least
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """Everything a worker needs. folder: the study's; cache: shared by studies; meter: `name` and its settings."""
+    """Everything a worker needs. device: where policies run and are measured. training_device: where they are trained,
+    the same by default. folder: the study's; cache: shared by studies; meter: `name` and its settings."""
 
     task: Task
     workload: Workload
@@ -52,6 +53,7 @@ class Setup:
     folder: Path
     cache: Path
     meter: Mapping[str, Any] = field(default_factory=dict)
+    training_device: str | None = None
 
 
 class Evaluator:
@@ -117,8 +119,7 @@ class Evaluator:
         with watch.phase("training"):
             self._all_cores()
             student = parts.get("distillation", {}).get("student", 1.0)
-            start = copy.deepcopy(self._start(request.start, student)).to(self.setup.device)
-            trained = compress(parts, start, self._context(example, request.seed, watch.check))
+            trained = self._trained(parts, copy.deepcopy(self._start(request.start, student)), example, request, watch)
             call_once(trained, example)
             lowered, layers = parts.get("quantization", {}), traced(trained, example)
             sparse = parts.get("pruning", {}).get("n:m", ()) if self.setup.device.startswith("cuda") else ()
@@ -188,6 +189,21 @@ class Evaluator:
             )
 
     # -- steps ---------------------------------------------------------------------------------------------------
+
+    def _trained(
+        self, parts: Mapping[str, Any], start: nn.Module, example: Inputs, request: Request, watch: Watch
+    ) -> nn.Module:
+        """Prune and train where training is done, which may be another device than the one that is measured."""
+        device, elsewhere = self.setup.device, self.setup.training_device
+        if elsewhere in (None, device):
+            return compress(parts, start.to(device), self._context(example, request.seed, watch.check))
+        context = replace(
+            self._context(to_device(example, elsewhere), request.seed, watch.check),
+            device=elsewhere,
+            teacher=self._cached("teacher elsewhere", lambda: copy.deepcopy(self._start("baseline")).to(elsewhere)),
+        )
+        with watch.beside(self._cached("meter elsewhere", lambda: choose(elsewhere))):
+            return compress(parts, start.to(elsewhere), context).to(device)
 
     def _build(
         self,
@@ -298,6 +314,11 @@ class Evaluator:
             check=check,
             cache=self._cache,
         )
+
+    def _cached(self, name: str, make: Callable[[], Any]) -> Any:
+        if name not in self._cache:
+            self._cache[name] = make()
+        return self._cache[name]
 
     def _output_type(self) -> Any:
         if "output_type" not in self._cache:

@@ -10,6 +10,7 @@ budget: {trials: 40, seconds: 900}           # also energy_j; trial_seconds: cap
 sampler: tpe
 seed: 0
 device: cpu                                  # or cuda:0; by default the first GPU, else the CPU
+training_device: cuda:0                      # where policies are trained, by default the same; billed, never measured
 executor: local
 finalists: 6                                 # front members measured afresh and judged on the test split
 tracking: null                               # an MLflow server; by default sqlite beside the runs
@@ -99,6 +100,7 @@ class Experiment:
     sampler: str = "tpe"
     seed: int = 0
     device: str = "auto"
+    training_device: str | None = None
     executor: str = "local"
     finalists: int = 6
     tracking: str | None = None
@@ -158,11 +160,13 @@ _SCALARS = {
     "sampler": str,
     "seed": int,
     "device": str,
+    "training_device": str,
     "executor": str,
     "finalists": int,
     "tracking": str,
     "meter": dict,
 }
+_OPTIONAL = ("tracking", "training_device")
 
 
 def load(path: Path, overrides: tuple[str, ...] = ()) -> Experiment:
@@ -186,7 +190,7 @@ def from_json(data: Mapping[str, Any], *, name: str, folder: Path, task: Any = N
         if key not in data:
             raise ConfigError(f"{name} needs {key!r}.")
     for key, kind in _SCALARS.items():
-        if key in data and not _is(data[key], kind) and (key, data[key]) != ("tracking", None):
+        if key in data and not _is(data[key], kind) and not (key in _OPTIONAL and data[key] is None):
             raise ConfigError(f"{name}.{key} must be {_WORDS[kind]}, not {data[key]!r}.")
     space = data["space"]
     if isinstance(space, str):
@@ -241,16 +245,16 @@ def build_task(data: Any, where: str) -> Any:
         raise ConfigError(f"{where} cannot be made: {type(error).__name__}: {error}.") from error
 
 
-def pick_device(wanted: str) -> str:
-    """The first GPU where "auto" finds one, else the CPU."""
+def pick_device(wanted: str, key: str = "device") -> str:
+    """The first GPU where "auto" finds one, else the CPU. key: what messages call it."""
     import torch
 
     if wanted != "auto":
         if "," in wanted:
-            raise ConfigError(f"device is {wanted!r}, and a search runs on one device; name one of them.")
+            raise ConfigError(f"{key} is {wanted!r}, and a search runs on one device; name one of them.")
         if wanted != "cpu" and not (wanted.startswith("cuda") and torch.cuda.is_available()):
             raise ConfigError(
-                f"device {wanted!r} is not here; use cpu{' or cuda:0' if torch.cuda.is_available() else ''}."
+                f"{key} {wanted!r} is not here; use cpu{' or cuda:0' if torch.cuda.is_available() else ''}."
             )
         return wanted
     return "cuda:0" if torch.cuda.is_available() else "cpu"

@@ -66,11 +66,13 @@ def sweep(experiment: Experiment, folder: Path, cache: Path) -> Iterator[Progres
     store = Store.create(folder)
     with store.lock():
         store.requeue()
+        trainer = experiment.training_device
         setup = Setup(
             task=experiment.task,
             workload=experiment.workload,
             protocol=experiment.protocol,
             device=pick_device(experiment.device),
+            training_device=None if trainer is None else pick_device(trainer, "training_device"),
             folder=folder.absolute(),
             cache=cache.absolute(),
             meter=experiment.meter,
@@ -122,6 +124,7 @@ class _Run:
                 "driver": found["hardware"].get("driver", "none"),
                 "meter": f"{found['meter']['tier']} {dict(self.experiment.meter)}",
                 "boundary of the energy": found["meter"]["boundary"],
+                **({"training device": trainer} if (trainer := self.experiment.training_device) else {}),
             }
         )
         batch = self.experiment.workload.fixed_batch
@@ -267,11 +270,9 @@ class _Run:
 
     def _propose(self) -> tuple[optuna.Trial, Request | None]:
         """Ask for a policy; None where it costs nothing to answer."""
-        study = self.store.study
+        study, wanted = self.store.study, self.experiment
         number = len(study.get_trials(deepcopy=False))
-        study.sampler = make_sampler(
-            self.experiment.sampler, self.experiment.seed, number, self.experiment.budget.trials
-        )
+        study.sampler = make_sampler(wanted.sampler, wanted.seed, number, wanted.budget.trials)
         with writing(self.store.folder):
             trial = study.ask()
             policy = self.space.fill(trial)
@@ -305,13 +306,12 @@ class _Run:
         if isinstance(done.error, StudyError):
             raise done.error
         with writing(self.store.folder):
+            self._pay(done)
             if done.error is not None:
-                self._pay(done)
                 trial.set_user_attr("reason", str(done.error))
                 self.store.study.tell(trial, state=TrialState.FAIL)
                 return
             evaluation: Evaluation = done.value
-            self._pay(done)
             violations = self.experiment.constraints.excess(evaluation)
             trial.set_user_attr("evaluation", evaluation.to_json())
             trial.set_user_attr("constraints", violations)

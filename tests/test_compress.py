@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from autogreen.tasks.given import Given
 from autogreen.tasks.training import calibration_loss
 from autogreen.techniques import Context, Technique, Unit
 from autogreen.techniques.distillation import Distillation
+from autogreen.testing import ScriptedMeter
 from autogreen.workload import Workload
 
 WIDTH = 24
@@ -358,6 +360,30 @@ def test_a_smaller_student_learns_from_the_full_model(evaluator: Evaluator, monk
     full = evaluator.evaluate(request(training(epochs=1)))
     assert seen[1:] == [(16, 16)]
     assert found.work is not None and full.work is not None and found.work.weights < full.work.weights / 3
+
+
+def test_training_elsewhere_gives_the_same_and_is_billed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`cpu:0` is another name of the same device: all that changes is the road."""
+    monkeypatch.undo()
+    seen: list[tuple[str, Any]] = []
+    apply = Distillation.apply.__func__  # type: ignore[attr-defined]
+
+    def spy(cls: Any, effect: Any, model: Any, context: Context) -> Any:
+        seen.append((context.device, context.teacher))
+        return apply(cls, effect, model, context)
+
+    monkeypatch.setattr(Distillation, "apply", classmethod(spy))
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.mkdir()
+    there.mkdir()
+    plain, elsewhere = made(Small(), here), made(Small(), there)
+    elsewhere.setup = replace(elsewhere.setup, training_device="cpu:0")
+    elsewhere._cache["meter elsewhere"] = ScriptedMeter(watts=1e6)
+    one, other = (found.evaluate(request(training(epochs=1))) for found in (plain, elsewhere))
+    assert one.quality == other.quality
+    assert [device for device, _ in seen] == ["cpu", "cpu:0"]
+    assert seen[0][1] is plain._start("baseline") and seen[1][1] is not elsewhere._start("baseline")
+    assert other.spent_j > 1e6 * 0.5 * other.seconds["training"] > one.spent_j
 
 
 def test_a_task_without_smaller_networks_refuses_a_student(tmp_path: Path) -> None:

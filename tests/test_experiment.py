@@ -291,3 +291,13 @@ def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     assert pick_device("auto") == "cuda:0" and pick_device("cuda:1") == "cuda:1"
     with pytest.raises(ConfigError, match="one device"):
         pick_device("cuda:0,cuda:1")
+
+
+def test_where_policies_are_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(ConfigError, match="training_device 'cuda:0' is not here; use cpu"):
+        pick_device("cuda:0", "training_device")
+    text = {"task": "digits", "space": {}, "training_device": None}
+    assert from_json(text, name="mine", folder=Path()).training_device is None
+    with pytest.raises(ConfigError, match="training_device must be text"):
+        from_json({**text, "training_device": 0}, name="mine", folder=Path())

@@ -151,7 +151,9 @@ class Retrieval(Task):
         if path.exists():
             model.load_state_dict(load_file(path))
             return model.eval()
-        train(model, self, self.loss, epochs=self.epochs, learning_rate=5e-5, seed=self.seed, device="cpu")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        train(model, self, self.loss, epochs=self.epochs, learning_rate=5e-5, seed=self.seed, device=device)
+        model.cpu()
         _keep(path, model.state_dict())
         return model
 
