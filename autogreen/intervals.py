@@ -93,7 +93,7 @@ class _Terms:
 @cache
 def _terms(n: int) -> _Terms:
     import numpy as np
-    from scipy.special import stdtrit  # type: ignore[import-untyped]
+    from scipy.special import stdtrit
 
     dof = n - 1
     rho = np.linspace(-TOP, TOP, round(2 * TOP / STEP) + 1)

@@ -195,6 +195,10 @@ class SearchSpace:
 
         return self._filled(answer)
 
+    def filled(self, answers: Mapping[str, Any]) -> Policy:
+        """The policy with these answers to the holes, in the user's own values."""
+        return self._filled(lambda name, hole: answers[name] if name in answers else hole.extremes()[0])
+
     def shown(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """A trial's parameters in the user's own values, ordinals decoded."""
         holes = self.holes()

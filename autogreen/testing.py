@@ -7,14 +7,19 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 from autogreen.errors import MeterError
 from autogreen.meters import LIMITS, TIERS, Meter, Reading, Tier
 
 if TYPE_CHECKING:
     from autogreen.evaluation import Evaluation
+    from autogreen.policy import Policy
     from autogreen.results import Results
+    from autogreen.space import SearchSpace
+    from autogreen.strategies.forecast import Forecast
+    from autogreen.strategies.knapsack import Array, Chain
 
 T = TypeVar("T")
 
@@ -225,3 +230,136 @@ def scripted_results(
         max_loss=None,
         bill=Bill(energy_j=900.0, seconds={"training": 60.0, "measuring": 30.0, "total": 100.0}),
     )
+
+
+# --- a search whose true front is known -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Simulator:
+    """A made-up model of many layers, each in one of several widths, whose true front is known.
+
+    Layers hurt very unequally (lognormal), narrow widths hurt more and mostly save more; a width can be dearer than
+    none. All layers at the narrowest lose ten times `max_loss`. Neighbours at unequal widths cost a cast between them.
+
+    interaction: how much neighbours hurt together beyond each alone, as a multiple of the root of the product of their
+    losses, exponentially distributed; sign: 1 they hurt more, -1 less, 0 some more and some less.
+    cast: of the two layers' mean energy. noise: standard deviation of a measured loss, and of a measured energy
+    relative to it. probe_error: standard deviation of the logarithm of what probes say of one option's loss; they are
+    also off by a common factor (0.3 in its logarithm), and say energies to 3 %.
+    """
+
+    layers: int = 150
+    widths: int = 6
+    interaction: float = 0.0
+    sign: Literal[-1, 0, 1] = 1
+    cast: float = 0.02
+    noise: tuple[float, float] = (0.003, 0.02)
+    probe_error: float = 0.1
+    max_loss: float = 0.03
+    seed: int = 0
+
+    WIDTHS: ClassVar = ("none", "bf16", "fp8", "w8a8", "w8a16", "w4a16")
+
+    @cached_property
+    def true(self) -> "Chain":
+        """Loss and energy ratio less 1 of every policy, as the knapsack of the strategies."""
+        import numpy as np
+
+        from autogreen.strategies.knapsack import Chain
+
+        rng, shape = np.random.default_rng(self.seed), (self.layers, self.widths - 1)
+        hurt = rng.lognormal(0.0, 1.5, (self.layers, 1)) * np.geomspace(0.01, 1.0, self.widths - 1)
+        hurt = np.hstack([np.zeros((self.layers, 1)), hurt * rng.lognormal(0.0, 0.3, shape)])
+        hurt *= 10 * self.max_loss / hurt[:, -1].sum()
+        energy = rng.lognormal(0.0, 0.8, self.layers)
+        energy *= 0.95 / energy.sum()
+        left = np.geomspace(0.8, 0.33, self.widths - 1) * rng.lognormal(0.0, 0.12, shape)
+        costs = energy[:, None] * (np.hstack([np.ones((self.layers, 1)), left]) - 1.0)
+        together = self.interaction * rng.exponential(1.0, self.layers - 1)
+        together *= self.sign or rng.choice([-1.0, 1.0], self.layers - 1)
+        together = np.maximum(together, -0.95)  # two layers never hurt less than none
+        casts = self.cast * (energy[:-1] + energy[1:]) / 2
+        return Chain(
+            losses=list(hurt),
+            costs=list(costs),
+            pair_losses=[
+                weight * np.sqrt(np.outer(one, other))
+                for weight, one, other in zip(together, hurt[:-1], hurt[1:], strict=True)
+            ]
+            if self.interaction
+            else None,
+            pair_costs=[cast * (1.0 - np.eye(self.widths)) for cast in casts],
+        )
+
+    @cached_property
+    def space(self) -> "SearchSpace":
+        from autogreen.space import SearchSpace
+
+        scheme = {"ordered": list(self.WIDTHS[: self.widths])}
+        rules = [{"target": f"layer{number}", "scheme": scheme} for number in range(self.layers)]
+        return SearchSpace.from_json({"quantization": rules})
+
+    @cached_property
+    def forecast(self) -> "Forecast":
+        """What probes would say."""
+        import numpy as np
+
+        from autogreen.strategies.forecast import Choice, Forecast
+
+        rng, true = np.random.default_rng((self.seed, 1)), self.true
+        common = rng.lognormal(0.0, 0.3)
+        assert true.pair_costs is not None
+        casts = [float(matrix[0, -1]) for matrix in true.pair_costs] + [0.0]
+        return Forecast(
+            choices=tuple(
+                Choice(
+                    name=name,
+                    options=self.WIDTHS[: self.widths],
+                    losses=tuple(true.losses[number] * common * rng.lognormal(0.0, self.probe_error, self.widths)),
+                    savings=tuple(-true.costs[number] * (1.0 + 0.03 * rng.standard_normal(self.widths))),
+                    group=f"quarter {4 * number // self.layers}",
+                    cast=casts[number],
+                )
+                for number, name in enumerate(self.space.holes())
+            )
+        )
+
+    def evaluate(self, policy: "Policy", repeat: int = 0) -> "Evaluation":
+        """As a machine would measure it: the same for one policy and repeat, fresh noise for another repeat."""
+        import numpy as np
+
+        loss, energy = self.places([policy])[0]
+        picks = self._picks([policy])[0]
+        noise = np.random.default_rng((self.seed, 2, repeat, *picks.tolist())).standard_normal(2) * self.noise
+        halves = (1.96 * self.noise[0], 1.96 * self.noise[1])
+        name = "".join(map(str, picks))
+        return scripted_evaluation(loss + noise[0], math.exp(energy + noise[1]), name=name, noise=halves)
+
+    def places(self, policies: "Sequence[Policy]") -> "Array":
+        """True loss and logarithm of the energy ratio: float64 [n, 2]."""
+        import numpy as np
+
+        picks = self._picks(policies)
+        return np.stack([self.true.loss(picks), np.log(1.0 + self.true.cost(picks))], axis=1)
+
+    def share(self, policies: "Sequence[Policy]") -> float:
+        """True hypervolume of these policies over that of the true front, within (max_loss, the reference's energy)."""
+        import numpy as np
+
+        from autogreen.strategies.knapsack import solve
+
+        best = solve(self.true, prices=2000)
+        front = np.stack([self.true.loss(best), np.log(1.0 + self.true.cost(best))], axis=1)
+        return self._covered(self.places(policies)) / self._covered(front)
+
+    def _covered(self, places: "Array") -> float:
+        from autogreen.point import hypervolume
+
+        return hypervolume((tuple(place) for place in places), (self.max_loss, 0.0))
+
+    def _picks(self, policies: "Sequence[Policy]") -> "Array":
+        import numpy as np
+
+        numbers = {width: number for number, width in enumerate(self.WIDTHS)}
+        return np.array([[numbers[rule.scheme] for rule in policy.settings["quantization"]] for policy in policies])

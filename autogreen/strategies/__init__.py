@@ -1,0 +1,50 @@
+"""Strategies: who proposes the next policy.
+
+    direct   every hole is a parameter of Optuna's sampler                     small spaces
+    guided   a forecast of every choice, corrected by trials, and few knobs    many layers
+
+`enqueue(study, seen)` may fix the next trial; `fill(trial, seen)` makes a policy of the trial that Optuna asks for.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from autogreen.registry import Table
+
+if TYPE_CHECKING:
+    from optuna import Study, Trial
+
+    from autogreen.measurement import Interval
+    from autogreen.policy import Policy
+
+STRATEGIES = Table(
+    "strategy",
+    {
+        "direct": "autogreen.strategies.direct:Direct",
+        "guided": "autogreen.strategies.guided:Guided",
+    },
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """A finished trial. answers: hole -> value. loss: against the reference. ratio: energy over the reference's, None
+    where it was not measured."""
+
+    answers: Mapping[str, Any]
+    loss: "Interval"
+    ratio: "Interval | None"
+
+
+class Strategy(Protocol):
+    """Contract of the family. What is proposed follows from the seed, the trial's number and what was seen alone, so
+    that a study which goes on proposes what the uninterrupted one would have."""
+
+    def enqueue(self, study: "Study", number: int, seen: Sequence[Seen]) -> None:
+        """Fix parameters of trial `number`, or leave it to the sampler."""
+        ...
+
+    def fill(self, trial: "Trial", seen: Sequence[Seen]) -> "tuple[Policy, dict[str, Any]]":
+        """The trial's policy, and the answer to every hole."""
+        ...

@@ -1,0 +1,204 @@
+"""What finished trials taught about the forecast: a Gaussian process over additive terms, so that it stays a knapsack.
+
+    measured = forecast + sum over terms of weight x term          every weight ~ N(0, its doubt), unknown beforehand
+
+    scale     the whole forecast is too high or too low
+    group     a group's is, or that of all choices at one option
+    choice    one option of one choice is
+    pair      neighbours hurt together more, or less, than each alone
+    bend      twice the loss is not twice the loss (does not change which policies are best; only how they are placed)
+
+The same for energy. The posterior is corrected choices and pairs, so `solve` finds the corrected front exactly, and a
+draw from it is another front that may be true (Thompson sampling). How much terms of a kind are worth is chosen by the
+marginal likelihood.
+
+Source: Rasmussen and Williams, Gaussian Processes for Machine Learning, 2006, chapters 2 (linear kernels, weight space)
+and 5 (marginal likelihood); Duvenaud et al., Additive Gaussian Processes, NeurIPS 2011; Wilson et al., Pathwise
+Conditioning of Gaussian Processes, JMLR 2021 (draws).
+"""
+
+from dataclasses import dataclass, field
+from itertools import pairwise, product
+from typing import Any
+
+import numpy as np
+from scipy.linalg import cho_solve, solve_triangular
+from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.gaussian_process.kernels import DotProduct
+
+from autogreen.strategies.forecast import Forecast
+from autogreen.strategies.knapsack import Array, Chain
+
+DOUBTS = {"scale": 0.5, "group": 0.3, "option": 0.3, "choice": 0.4, "pair": 0.3, "bend": 0.3}  # relative
+SCALES = (0.1, 0.4, 1.0, 2.5)  # of these doubts, tried by marginal likelihood
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Side:
+    """One axis, loss or cost: the forecast's part of it, and what its terms are.
+
+    alone: for each choice float64 [options]. pairs: for each choice but the last float64 [options, options], how
+    strongly the two may interact. joint: what the forecast itself says of pairs, shaped alike, or None.
+    """
+
+    alone: list[Array]
+    pairs: list[Array]
+    joint: list[Array] | None
+    groups: list[int]
+    options: list[list[int]]
+
+    def terms(self, picks: Array) -> dict[str, Array]:
+        """Terms of each kind, float64 [n, terms], of picks int64 [n, choices]."""
+        count = len(picks)
+        starts = np.cumsum([0, *(len(values) for values in self.alone)])
+        choice = np.zeros((count, starts[-1]))
+        group = np.zeros((count, max(self.groups) + 1))
+        option = np.zeros((count, max(max(numbers) for numbers in self.options) + 1))
+        pair = np.zeros((count, len(self.pairs)))
+        rows = np.arange(count)
+        for place, values in enumerate(self.alone):
+            mine = picks[:, place]
+            told = values[mine]
+            choice[rows, starts[place] + mine] = told
+            group[:, self.groups[place]] += told
+            option[rows, np.array(self.options[place])[mine]] += told
+        for place, matrix in enumerate(self.pairs):
+            pair[:, place] = matrix[picks[:, place], picks[:, place + 1]]
+        scale = choice.sum(1, keepdims=True)
+        return {"scale": scale, "group": group, "option": option, "choice": choice, "pair": pair, "bend": scale**2}
+
+
+@dataclass(eq=False)
+class Posterior:
+    """Of one axis. `unit` makes the bend relative."""
+
+    side: Side
+    unit: float
+    doubts: dict[str, float] = field(default_factory=lambda: dict(DOUBTS))
+    weights: Array | None = None
+    _process: GaussianProcessRegressor | None = None
+    _seen: tuple[Array, Array, Array] | None = None
+
+    def prior(self, picks: Array) -> Array:
+        """The forecast of picks, float64 [n]."""
+        chain = Chain(losses=self.side.alone, costs=self.side.alone, pair_losses=self.side.joint)
+        return chain.loss(picks)
+
+    def _scaled(self, picks: Array) -> Array:
+        terms = self.side.terms(picks)
+        terms["bend"] = terms["bend"] / self.unit
+        return np.hstack([terms[kind] * self.doubts[kind] for kind in DOUBTS])
+
+    def learn(self, picks: Array, values: Array, noise: Array, *, anew: bool) -> None:
+        """Take in measured values with their standard errors, float64 [n]; `anew`: weigh the kinds of terms again."""
+        rest = values - self.prior(picks)
+        if anew:
+            self.doubts = self._weighed(picks, rest, noise)
+        terms = self._scaled(picks)
+        kernel = DotProduct(sigma_0=0.0, sigma_0_bounds="fixed")
+        self._process = GaussianProcessRegressor(kernel, alpha=noise**2, optimizer=None).fit(terms, rest)
+        self._seen = terms, rest, noise
+        self.weights = terms.T @ self._process.alpha_
+
+    def _weighed(self, picks: Array, rest: Array, noise: Array) -> dict[str, float]:
+        """The doubts under which what was measured is likeliest."""
+        terms = self.side.terms(picks)
+        terms["bend"] = terms["bend"] / self.unit
+        inner = {kind: terms[kind] @ terms[kind].T for kind in DOUBTS}
+        best, found = -np.inf, DOUBTS
+        for choice, pair, common in product(SCALES, SCALES, SCALES):
+            doubts = {kind: doubt * common for kind, doubt in DOUBTS.items()}
+            doubts |= {"choice": DOUBTS["choice"] * choice, "pair": DOUBTS["pair"] * pair}
+            covariance = sum(doubts[kind] ** 2 * inner[kind] for kind in DOUBTS) + np.diag(noise**2)
+            root = np.linalg.cholesky(covariance)
+            likelihood = -0.5 * np.square(solve_triangular(root, rest, lower=True)).sum() - np.log(np.diag(root)).sum()
+            if likelihood > best:
+                best, found = likelihood, doubts
+        return found
+
+    def drawn(self, rng: np.random.Generator) -> Array:
+        """Weights from the posterior."""
+        count = self._width()
+        guess = rng.standard_normal(count)
+        if self._seen is None:
+            return guess
+        terms, rest, noise = self._seen
+        gap = rest - terms @ guess - noise * rng.standard_normal(len(rest))
+        assert self._process is not None
+        drawn: Array = guess + terms.T @ cho_solve((self._process.L_, True), gap)
+        return drawn
+
+    def _width(self) -> int:
+        one = np.zeros((1, len(self.side.alone)), np.int64)
+        return int(self._scaled(one).shape[1])
+
+    def placed(self, picks: Array, weights: Array | None) -> Array:
+        """Where picks are under these weights, float64 [n]."""
+        told = self.prior(picks)
+        return told if weights is None else told + self._scaled(picks) @ weights
+
+    def corrected(self, weights: Array | None) -> tuple[list[Array], list[Array] | None]:
+        """The axis as a knapsack's: alone and pairs. Bends are left out: they move no policy before another."""
+        side = self.side
+        if weights is None:
+            return side.alone, side.joint
+        parts, start = {}, 0
+        one = side.terms(np.zeros((1, len(side.alone)), np.int64))
+        for kind in DOUBTS:
+            width = one[kind].shape[1]
+            parts[kind] = weights[start : start + width] * self.doubts[kind]
+            start += width
+        alone, place = [], 0
+        for number, values in enumerate(side.alone):
+            factor = (
+                1
+                + parts["scale"][0]
+                + parts["group"][side.groups[number]]
+                + parts["option"][np.array(side.options[number])]
+                + parts["choice"][place : place + len(values)]
+            )
+            alone.append(values * factor)
+            place += len(values)
+        pairs = [
+            matrix * weight + (0.0 if side.joint is None else side.joint[number])
+            for number, (matrix, weight) in enumerate(zip(side.pairs, parts["pair"], strict=True))
+        ]
+        return alone, pairs or None
+
+
+@dataclass(eq=False)
+class Belief:
+    """Loss and energy ratio less 1 of every policy, as far as forecast and trials tell."""
+
+    loss: Posterior
+    cost: Posterior
+    weighed_at: int = 0
+
+    @classmethod
+    def of(cls, forecast: Forecast) -> "Belief":
+        chain = forecast.chain
+        names = {group: number for number, group in enumerate(forecast.groups)}
+        groups = [names[choice.group] for choice in forecast.choices]
+        kinds: dict[Any, int] = {}
+        options = [[kinds.setdefault(option, len(kinds)) for option in choice.options] for choice in forecast.choices]
+        size = [np.abs(values) for values in chain.losses]
+        touching = [np.sqrt(np.outer(a, b)) for a, b in pairwise(size)]
+        weight = [np.abs(values) for values in chain.costs]
+        joint = None if chain.pair_costs is None else list(chain.pair_costs)
+        edges = joint or [0.05 * np.sqrt(np.outer(a, b)) for a, b in pairwise(weight)]
+        loss = Side(alone=list(chain.losses), pairs=touching, joint=None, groups=groups, options=options)
+        cost = Side(alone=list(chain.costs), pairs=edges, joint=joint, groups=groups, options=options)
+        return cls(Posterior(loss, max(sum(v.max() for v in chain.losses), 1e-12)), Posterior(cost, 1.0))
+
+    def learn(self, picks: Array, losses: Array, loss_noise: Array, costs: Array, cost_noise: Array) -> None:
+        """Take in all finished trials, float64 [n] each; noise: standard errors."""
+        anew = len(picks) >= 1.2 * self.weighed_at
+        self.loss.learn(picks, losses, loss_noise, anew=anew)
+        self.cost.learn(picks, costs, cost_noise, anew=anew)
+        self.weighed_at = len(picks) if anew else self.weighed_at
+
+    def chain(self, weights: tuple[Array | None, Array | None]) -> Chain:
+        """The knapsack under weights of both axes."""
+        losses, pair_losses = self.loss.corrected(weights[0])
+        costs, pair_costs = self.cost.corrected(weights[1])
+        return Chain(losses=losses, costs=costs, pair_losses=pair_losses, pair_costs=pair_costs)

@@ -1,0 +1,86 @@
+"""Strategies: what they promise, and that guidance pays on a front that is known."""
+
+import itertools
+
+import numpy as np
+import optuna
+import pytest
+
+from autogreen.explore import explore
+from autogreen.point import hypervolume
+from autogreen.strategies.direct import Direct
+from autogreen.strategies.guided import Guided, gains
+from autogreen.testing import Simulator
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+SMALL = Simulator(layers=24, widths=4, seed=3)
+
+
+def guided(simulator: Simulator, seed: int = 0) -> Guided:
+    return Guided(simulator.space, simulator.forecast, seed=seed, max_loss=simulator.max_loss)
+
+
+def run(simulator: Simulator, strategy, trials: int, seed: int = 0):
+    return list(explore(simulator.evaluate, strategy, trials=trials, max_loss=simulator.max_loss, seed=seed))
+
+
+@pytest.mark.parametrize("make", [lambda s: Direct(s.space), guided])
+def test_the_same_seed_proposes_the_same(make):
+    first, again = (run(SMALL, make(SMALL), 14) for _ in range(2))
+    assert [trial.answers for trial in first] == [trial.answers for trial in again]
+
+
+@pytest.mark.parametrize("make", [lambda s: Direct(s.space), guided])
+def test_every_hole_is_answered_with_one_of_its_options(make):
+    holes = SMALL.space.holes()
+    for trial in run(SMALL, make(SMALL), 14):
+        assert set(trial.answers) == set(holes)
+        assert all(trial.answers[name] in holes[name].options for name in holes)
+        assert [rule.scheme for rule in trial.policy.settings["quantization"]] == list(trial.answers.values())
+
+
+def test_a_fresh_strategy_goes_on_as_the_first_would_have():
+    """What a resumed study has is what it saw, not the object."""
+    whole = run(SMALL, guided(SMALL), 13)
+    seen = [
+        __import__("autogreen.strategies", fromlist=["Seen"]).Seen(
+            answers=trial.answers, loss=trial.evaluation.loss, ratio=trial.evaluation.ratio
+        )
+        for trial in whole[:12]
+    ]
+    fresh, study = guided(SMALL), optuna.create_study(directions=["minimize", "minimize"])
+    fresh.enqueue(study, 12, seen)
+    _, answers = fresh.fill(study.ask(), seen)
+    assert answers == whole[12].answers
+
+
+def test_guidance_beats_the_stock_sampler_on_a_known_front():
+    direct = SMALL.share([trial.policy for trial in run(SMALL, Direct(SMALL.space), 30)])
+    found = SMALL.share([trial.policy for trial in run(SMALL, guided(SMALL), 30)])
+    assert found > 0.95 > direct + 0.05
+
+
+def test_gains_are_differences_of_hypervolume():
+    rng, corner = np.random.default_rng(0), (1.0, 1.0)
+    held, places = rng.random((12, 2)) * 1.2, rng.random((40, 2)) * 1.2
+    before = hypervolume(map(tuple, held.tolist()), corner)
+    for place, gain in zip(places, gains(places, held, corner), strict=True):
+        after = hypervolume(map(tuple, [*held.tolist(), place.tolist()]), corner)
+        assert gain == pytest.approx(after - before, abs=1e-12)
+
+
+def test_the_simulator_repeats_itself_and_its_noise_does_not():
+    policy = run(SMALL, guided(SMALL), 1)[0].policy
+    assert SMALL.evaluate(policy) == SMALL.evaluate(policy)
+    found = [SMALL.evaluate(policy, repeat=n) for n in range(400)]
+    losses = np.array([one.loss.mean for one in found if one.loss])
+    assert losses.std() == pytest.approx(SMALL.noise[0], rel=0.15)
+    assert losses.mean() == pytest.approx(SMALL.places([policy])[0, 0], abs=4 * SMALL.noise[0] / 20)
+
+
+def test_the_simulators_front_is_the_true_one():
+    tiny = Simulator(layers=5, widths=3, interaction=1.0, seed=2)
+    holes = tiny.space.holes()
+    rows = itertools.product(*(hole.options for hole in holes.values()))
+    everything = [tiny.space.filled(dict(zip(holes, row, strict=True))) for row in rows]
+    assert 0.99 < tiny.share(everything) < 1.02  # corners and what lies near them; all policies are a little more
