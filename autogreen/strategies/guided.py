@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
 TURNS = ("expected", "drawn", "sampled", "drawn", "expected", "local")
 OPENING = 12  # trials of the predicted front before anything else
-CANDIDATES = 160
+CANDIDATES = 600
+PRICES = 1000
 TILT = 1.5
 STANDARD_ERRORS = 2 * 1.96  # in a 95 % interval
 
@@ -92,7 +93,7 @@ class Guided:
     def front(self) -> Array:
         """The believed front, cheapest first: int64 [n, choices]."""
         if self._front is None:
-            self._front = solve(self.belief.chain(self._weights(None)))
+            self._front = solve(self.belief.chain(self._weights(None)), PRICES)
         return self._front
 
     def _weights(self, rng: np.random.Generator | None) -> tuple[Array | None, Array | None]:
