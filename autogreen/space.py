@@ -267,6 +267,20 @@ class SearchSpace:
             )
         return Hole(options=left, ordered=value.ordered)
 
+    def alone(self, name: str) -> Iterator[tuple[Any, Policy]]:
+        """For each option of a hole the policy that does this, with the literals of its rules, and nothing else."""
+        rules = [
+            (section, rule, field, hole)
+            for section, rule, field, hole in self._walk()
+            if hole_name(section, rule, field) == name
+        ]
+        for option in rules[0][3].options or ():
+            settings: dict[str, list[Any]] = {}
+            for section, rule, field, _ in rules:
+                literals = {key: value for key, value in rule.items() if not isinstance(value, Hole) and key != "name"}
+                settings.setdefault(section, []).append(build_setting(section, {**literals, field: option}, name))
+            yield option, Policy({section: tuple(found) for section, found in settings.items()})
+
     def options(self, section: str, field: str) -> tuple[Any, ...]:
         """Every value that some rule can give a field, in order of appearance; of a range its ends."""
         found: dict[Any, None] = {}

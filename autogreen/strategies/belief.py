@@ -5,7 +5,7 @@
     scale     the whole forecast is too high or too low
     group     a group's is, or that of all choices at one option
     choice    one option of one choice is
-    pair      neighbours hurt together more, or less, than each alone
+    pair      neighbours hurt together more, or less, than each alone: all of them, and each pair for itself
     bend      twice the loss is not twice the loss (does not change which policies are best; only how they are placed)
 
 The same for energy. The posterior is corrected choices and pairs, so `solve` finds the corrected front exactly, and a
@@ -29,8 +29,9 @@ from sklearn.gaussian_process.kernels import DotProduct
 from autogreen.strategies.forecast import Forecast
 from autogreen.strategies.knapsack import Array, Chain
 
-DOUBTS = {"scale": 0.5, "group": 0.3, "option": 0.3, "choice": 0.4, "pair": 0.3, "bend": 0.3}  # relative
+DOUBTS = {"scale": 0.5, "group": 0.3, "option": 0.3, "choice": 0.4, "pairs": 2.0, "pair": 0.3, "bend": 0.3}  # relative
 SCALES = (0.1, 0.4, 1.0, 2.5)  # of these doubts, tried by marginal likelihood
+PAIR_SCALES = (0.1, 1.0, 4.0, 12.0)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -65,7 +66,15 @@ class Side:
         for place, matrix in enumerate(self.pairs):
             pair[:, place] = matrix[picks[:, place], picks[:, place + 1]]
         scale = choice.sum(1, keepdims=True)
-        return {"scale": scale, "group": group, "option": option, "choice": choice, "pair": pair, "bend": scale**2}
+        return {
+            "scale": scale,
+            "group": group,
+            "option": option,
+            "choice": choice,
+            "pairs": pair.sum(1, keepdims=True),
+            "pair": pair,
+            "bend": scale**2,
+        }
 
 
 @dataclass(eq=False)
@@ -106,7 +115,7 @@ class Posterior:
         terms["bend"] = terms["bend"] / self.unit
         inner = {kind: terms[kind] @ terms[kind].T for kind in DOUBTS}
         best, found = -np.inf, DOUBTS
-        for choice, pair, common in product(SCALES, SCALES, SCALES):
+        for choice, pair, common in product(SCALES, PAIR_SCALES, SCALES):
             doubts = {kind: doubt * common for kind, doubt in DOUBTS.items()}
             doubts |= {"choice": DOUBTS["choice"] * choice, "pair": DOUBTS["pair"] * pair}
             covariance = sum(doubts[kind] ** 2 * inner[kind] for kind in DOUBTS) + np.diag(noise**2)
@@ -160,7 +169,7 @@ class Posterior:
             alone.append(values * factor)
             place += len(values)
         pairs = [
-            matrix * weight + (0.0 if side.joint is None else side.joint[number])
+            matrix * (weight + parts["pairs"][0]) + (0.0 if side.joint is None else side.joint[number])
             for number, (matrix, weight) in enumerate(zip(side.pairs, parts["pair"], strict=True))
         ]
         return alone, pairs or None

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self
 
-from autogreen.errors import RefusedError
+from autogreen.errors import AutogreenError, RefusedError
 from autogreen.registry import Table
 
 if TYPE_CHECKING:
@@ -129,6 +129,20 @@ class Technique(ABC):
     def aware(cls, effect: Any, model: "nn.Module", context: Context) -> Iterator[None]:
         """While it lasts, `model` computes, in place, as if it were lowered already; at the end it is plain again."""
         yield
+
+    @classmethod
+    def in_turn(
+        cls, effects: Sequence[Any], model: "nn.Module", context: Context
+    ) -> "Iterator[nn.Module | AutogreenError]":
+        """For each effect the model as it would compute under that alone, untrained and good until the next; or why
+        there is none."""
+        import copy
+
+        for effect in effects:
+            try:
+                yield cls.apply(effect, copy.deepcopy(model), context)
+            except AutogreenError as error:
+                yield error
 
     @classmethod
     def lower(cls, effect: Any, model: "nn.Module", context: Context) -> "nn.Module":

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
@@ -22,6 +22,7 @@ from autogreen.techniques.quantization.schemes import (
 if TYPE_CHECKING:
     from torch import nn
 
+    from autogreen.errors import AutogreenError
     from autogreen.tasks import Inputs
 
 
@@ -160,6 +161,31 @@ class Quantization(Technique):
 
         with rounding(model, learning, context):
             yield
+
+    @classmethod
+    def in_turn(
+        cls, effects: Sequence[Mapping[str, str]], model: "nn.Module", context: Context
+    ) -> "Iterator[nn.Module | AutogreenError]":
+        """Rounds as the schemes would, in place; ranges are calibrated once for all effects.
+
+        Raises:
+            RefusedError: calibration data that is missing or not finite.
+        """
+        from autogreen.techniques.quantization.aware import switched
+
+        words = dict.fromkeys(
+            word for effect in effects for word in effect.values() if SCHEMES[Treatment.read(word).scheme].lossy
+        )
+        with ExitStack() as stack:
+            switches = {}
+            for word in words:
+                layers = {layer for effect in effects for layer, other in effect.items() if other == word}
+                treatments = dict.fromkeys(sorted(layers), Treatment.read(word))
+                switches[word] = stack.enter_context(switched(model, treatments, context))
+            for effect in effects:
+                for word, only in switches.items():
+                    only({layer for layer, other in effect.items() if other == word})
+                yield model
 
     @classmethod
     def lower(cls, effect: Mapping[str, str], model: "nn.Module", context: Context) -> "nn.Module":

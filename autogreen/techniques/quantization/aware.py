@@ -8,7 +8,7 @@ Source: Bengio et al., Estimating or Propagating Gradients Through Stochastic Ne
 al., CVPR 2018 (moving ranges of activations).
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -39,17 +39,36 @@ def rounding(model: nn.Module, treatments: Mapping[str, Treatment], context: Con
     Raises:
         RefusedError: the calibration split is missing or not finite, or a layer's sizes do not suit its scheme.
     """
+    with switched(model, treatments, context) as only:
+        only(treatments)
+        yield
+
+
+@contextmanager
+def switched(
+    model: nn.Module, treatments: Mapping[str, Treatment], context: Context
+) -> Iterator[Callable[[Collection[str]], None]]:
+    """The same, and what it yields says which of them alone do so; none at first. Ranges are calibrated once for all.
+
+    Raises:
+        RefusedError: as of `rounding`.
+    """
     static = {name: one.observer for name, one in treatments.items() if one.scheme == "w8a8_static"}
     ranges = calibrate(model, static, context) if static else {}
     grid = activation_grid(context.device)
-    handles = []
+    handles, made = [], {}
     for name, treatment in treatments.items():
         layer = model.get_submodule(name)
-        rounded = _Rounded(name, treatment, grid, ranges.get(name))
+        made[name] = rounded = _Rounded(name, treatment, grid, ranges.get(name))
         handles.append(layer.register_forward_pre_hook(rounded.before, with_kwargs=True))
         handles.append(layer.register_forward_hook(rounded.after, always_call=True))
+
+    def only(names: Collection[str]) -> None:
+        for name, rounded in made.items():
+            rounded.on = name in names
+
     try:
-        yield
+        yield only
     finally:
         for handle in handles:
             handle.remove()
@@ -64,8 +83,11 @@ class _Rounded:
         self._name, self._treatment, self._grid, self._calibrated = name, treatment, grid, calibrated
         self._weight_range: tuple[Tensor, Tensor] | None = None
         self._calls = 0
+        self.on = False
 
     def before(self, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+        if not self.on:
+            return args, kwargs
         look, self._calls = self._calls % REFRESH == 0, self._calls + 1
         layer.__dict__["weight"] = self._weights(layer._parameters["weight"], look)
         if args:
