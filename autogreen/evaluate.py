@@ -10,7 +10,7 @@ import copy
 import json
 import os
 import shutil
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -30,6 +30,7 @@ from autogreen.evaluation import Evaluation, Published, Request
 from autogreen.measure import lease, measure, measure_beside, rest_w
 from autogreen.measurement import Measurement, Protocol
 from autogreen.meters import Meter, choose
+from autogreen.probe import Probe
 from autogreen.tasks import Inputs, Scores, Split, Task, cut, plain, rows, to_device
 from autogreen.tasks.trees import pack
 from autogreen.techniques import TECHNIQUES, Context
@@ -101,6 +102,16 @@ class Evaluator:
                     self._costs = floor.measure_costs(self.setup.device, meter)
                 floor.keep(self._costs, self.setup.cache)
             return {"seconds": watch.seconds, "spent_j": watch.spent_j()}
+
+    def probe(self, section: str, effects: Sequence[Any]) -> dict[str, Any]:
+        """How far the baseline's outputs move under each effect of a section alone (see `autogreen.probe`)."""
+        with Watch(self._meter()) as watch:
+            with watch.phase("probing"):
+                self._all_cores()
+                context = self._context(self._example(1), 0, watch.check)
+                probe = self._cached("probe", lambda: Probe(self._start("baseline"), context))
+                found = [asdict(answer) for answer in probe.each(section, effects)]
+            return {"probed": found, "seconds": watch.seconds, "spent_j": watch.spent_j()}
 
     def evaluate(self, request: Request) -> Evaluation:
         """Apply, gate, save, load, check, score and measure one policy.

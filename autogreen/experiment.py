@@ -7,6 +7,7 @@ constraints: {max_loss: 0.05}                # also max_latency_s, max_size_byte
 protocol: {window_s: 0.5}
 meter: {name: auto}
 budget: {trials: 40, seconds: 900}           # also energy_j; trial_seconds: cap of each one
+strategy: direct                             # or guided: a forecast by probes, corrected by trials
 sampler: tpe
 seed: 0
 device: cpu                                  # or cuda:0; by default the first GPU, else the CPU
@@ -97,6 +98,7 @@ class Experiment:
     protocol: Protocol = field(default_factory=Protocol)
     budget: Budget = field(default_factory=Budget)
     meter: Mapping[str, Any] = field(default_factory=dict)
+    strategy: str = "direct"
     sampler: str = "tpe"
     seed: int = 0
     device: str = "auto"
@@ -108,10 +110,16 @@ class Experiment:
 
     def __post_init__(self) -> None:
         from autogreen.executors import EXECUTORS
+        from autogreen.strategies import STRATEGIES
 
         if self.sampler not in SAMPLERS:
             known = ", ".join(SAMPLERS)
             raise ConfigError(f"unknown sampler {self.sampler!r}.{nearest(self.sampler, SAMPLERS)} Known: {known}.")
+        if self.strategy not in STRATEGIES:
+            known = ", ".join(STRATEGIES)
+            raise ConfigError(
+                f"unknown strategy {self.strategy!r}.{nearest(self.strategy, STRATEGIES)} Known: {known}."
+            )
         if self.executor not in EXECUTORS:
             known = ", ".join(EXECUTORS)
             raise ConfigError(f"unknown executor {self.executor!r}.{nearest(self.executor, EXECUTORS)} Known: {known}.")
@@ -157,6 +165,7 @@ _PARTS = {
     "carbon": Carbon,
 }
 _SCALARS = {
+    "strategy": str,
     "sampler": str,
     "seed": int,
     "device": str,

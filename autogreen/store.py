@@ -156,7 +156,9 @@ class Store:
         with writing(self.folder):
             for trial in left:
                 if trial.params:
-                    self.study.enqueue_trial(trial.params)
+                    self.study.enqueue_trial(
+                        trial.params, user_attrs={"proposal": trial.user_attrs.get("proposal", {})}
+                    )
                 optuna.Trial(self.study, trial._trial_id).set_user_attr("requeued", True)
                 self.study.tell(trial.number, state=TrialState.FAIL)
         return len(left)

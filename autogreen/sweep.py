@@ -31,7 +31,7 @@ from autogreen.experiment import Experiment, pick_device
 from autogreen.front import Front, standing
 from autogreen.measurement import Interval
 from autogreen.policy import FORMAT
-from autogreen.samplers import first, make_sampler
+from autogreen.proposals import Proposals
 from autogreen.space import SearchSpace
 from autogreen.store import Store, writing
 
@@ -85,6 +85,7 @@ def sweep(experiment: Experiment, folder: Path, cache: Path) -> Iterator[Progres
                 yield run.progress("preparing", f"left out: {refused}")
             yield from run.floor()
             yield from run.references()
+            yield from run.probes()
             yield from run.trials()
             run.refuse_if_nothing_is_feasible()
             yield from run.finalists()
@@ -101,6 +102,7 @@ class _Run:
         self.device, self.cache = setup.device, setup.cache
         self.anatomy: Anatomy
         self.space: SearchSpace
+        self.proposals: Proposals
         self._costs_known = False
         self._clock = time.monotonic()
 
@@ -186,11 +188,14 @@ class _Run:
         self._restate_carbon()
         yield from self._controls()
 
+    def probes(self) -> Iterator[Progress]:
+        """What the strategy wants to know before the first trial."""
+        self.proposals = Proposals(self.experiment, self.store, self.space)
+        for note in self.proposals.probe(self.anatomy, self._call, self.cache):
+            yield self.progress("probing", note)
+
     def trials(self) -> Iterator[Progress]:
         """Ask, evaluate, tell, until the budget is spent."""
-        if self.space.holes() and not self.store.study.get_trials(deepcopy=False):
-            for proposal in first(self.space):
-                self.store.study.enqueue_trial(proposal, skip_if_exists=True)
         pending: dict[str, optuna.Trial] = {}
         failures, wasted, patience = 0, 0, WASTED if self.space.holes() else 1
         yield self.progress("searching")
@@ -270,12 +275,8 @@ class _Run:
 
     def _propose(self) -> tuple[optuna.Trial, Request | None]:
         """Ask for a policy; None where it costs nothing to answer."""
-        study, wanted = self.store.study, self.experiment
-        number = len(study.get_trials(deepcopy=False))
-        study.sampler = make_sampler(wanted.sampler, wanted.seed, number, wanted.budget.trials)
         with writing(self.store.folder):
-            trial = study.ask()
-            policy = self.space.fill(trial)
+            trial, policy = self.proposals.ask()
             try:
                 effect = policy.effect(self.anatomy)
                 refusal = effect.refusal(self.anatomy, self.device, self.experiment.workload.fixed_batch)
@@ -283,7 +284,7 @@ class _Run:
                 refusal = str(error)
             if refusal:
                 trial.set_user_attr("reason", refusal)
-                study.tell(trial, state=TrialState.PRUNED)
+                self.store.study.tell(trial, state=TrialState.PRUNED)
                 return trial, None
             request = Request(
                 effect=effect,
@@ -297,7 +298,6 @@ class _Run:
                 self._tell_again(trial, twin)
                 return trial, None
             trial.set_user_attr("key", request.key)
-            trial.set_user_attr("params", self.space.shown(trial.params))
             trial.set_user_attr("policy", policy.to_json())
         return trial, request
 

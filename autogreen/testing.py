@@ -246,7 +246,8 @@ class Simulator:
     losses, exponentially distributed; sign: 1 they hurt more, -1 less, 0 some more and some less.
     cast: of the two layers' mean energy. noise: standard deviation of a measured loss, and of a measured energy
     relative to it. probe_error: standard deviation of the logarithm of what probes say of one option's loss; they are
-    also off by a common factor (0.3 in its logarithm), and say energies to 3 %.
+    also off by a common factor (0.3 in its logarithm), and say energies to 3 %. pairs: neighbours are probed together
+    too, at their narrowest and as well.
     """
 
     layers: int = 150
@@ -256,6 +257,7 @@ class Simulator:
     cast: float = 0.02
     noise: tuple[float, float] = (0.003, 0.02)
     probe_error: float = 0.1
+    pairs: bool = True
     max_loss: float = 0.03
     seed: int = 0
 
@@ -311,15 +313,23 @@ class Simulator:
         common = rng.lognormal(0.0, 0.3)
         assert true.pair_costs is not None
         casts = [float(matrix[0, -1]) for matrix in true.pair_costs] + [0.0]
+        losses = [values * common * rng.lognormal(0.0, self.probe_error, self.widths) for values in true.losses]
+        together = [0.0] * self.layers
+        for place, joint in enumerate(true.pair_losses or ()):
+            if self.pairs:
+                both = true.losses[place][-1] + true.losses[place + 1][-1] + joint[-1, -1]
+                seen, alone = both * common * rng.lognormal(0.0, self.probe_error), losses[place : place + 2]
+                together[place] = (seen - alone[0][-1] - alone[1][-1]) / math.sqrt(alone[0][-1] * alone[1][-1])
         return Forecast(
             choices=tuple(
                 Choice(
                     name=name,
                     options=self.WIDTHS[: self.widths],
-                    losses=tuple(true.losses[number] * common * rng.lognormal(0.0, self.probe_error, self.widths)),
+                    losses=tuple(losses[number]),
                     savings=tuple(-true.costs[number] * (1.0 + 0.03 * rng.standard_normal(self.widths))),
                     group=f"quarter {4 * number // self.layers}",
                     cast=casts[number],
+                    together=together[number],
                 )
                 for number, name in enumerate(self.space.holes())
             )

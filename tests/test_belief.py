@@ -18,8 +18,8 @@ def told(count: int, seed: int = 0, simulator: Simulator = SIMULATOR):
 
 
 def test_the_posterior_mean_is_that_of_bayesian_linear_regression():
-    belief, (picks, losses, noise, costs, cost_noise) = Belief.of(SIMULATOR.forecast), told(30)
-    belief.learn(picks, losses, noise, costs, cost_noise)
+    belief, (picks, losses, noise, *_) = Belief.of(SIMULATOR.forecast), told(30)
+    belief.loss.learn(picks, losses, noise)
     terms = belief.loss._scaled(picks)
     rest = losses - belief.loss.prior(picks)
     precision = terms.T @ (terms / noise[:, None] ** 2) + np.eye(terms.shape[1])  # weights have variance 1
@@ -28,8 +28,8 @@ def test_the_posterior_mean_is_that_of_bayesian_linear_regression():
 
 
 def test_draws_have_the_posterior_as_their_mean_and_spread():
-    belief, (picks, losses, noise, costs, cost_noise) = Belief.of(SIMULATOR.forecast), told(30)
-    belief.learn(picks, losses, noise, costs, cost_noise)
+    belief, (picks, losses, noise, *_) = Belief.of(SIMULATOR.forecast), told(30)
+    belief.loss.learn(picks, losses, noise)
     rng, terms = np.random.default_rng(0), belief.loss._scaled(picks)
     draws = np.array([belief.loss.drawn(rng) for _ in range(4000)])
     covariance = np.linalg.inv(terms.T @ (terms / noise[:, None] ** 2) + np.eye(terms.shape[1]))
@@ -47,7 +47,8 @@ def test_before_any_trial_the_forecast_is_believed():
 
 def test_the_corrected_knapsack_says_what_the_belief_says_but_for_the_bend():
     belief, given = Belief.of(SIMULATOR.forecast), told(30)
-    belief.learn(*given)
+    belief.loss.learn(*given[:3])
+    belief.cost.learn(given[0], *given[3:])
     chain, picks = belief.chain((belief.loss.weights, belief.cost.weights)), told(20, seed=5)[0]
     for side, summed in ((belief.loss, chain.loss(picks)), (belief.cost, chain.cost(picks))):
         bend = side._scaled(picks)[:, -1] * side.weights[-1]
@@ -61,6 +62,6 @@ def test_trials_make_predictions_better(interaction):
     belief, (unseen, *_) = Belief.of(simulator.forecast), told(200, seed=9, simulator=simulator)
     true = simulator.true.loss(unseen)
     before = np.abs(belief.loss.placed(unseen, None) - true).mean()
-    belief.learn(*told(80, simulator=simulator))
+    belief.loss.learn(*told(80, simulator=simulator)[:3])
     after = np.abs(belief.loss.placed(unseen, belief.loss.weights) - true).mean()
     assert after < 0.2 * before

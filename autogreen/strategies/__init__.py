@@ -3,7 +3,8 @@
     direct   every hole is a parameter of Optuna's sampler                     small spaces
     guided   a forecast of every choice, corrected by trials, and few knobs    many layers
 
-`enqueue(study, seen)` may fix the next trial; `fill(trial, seen)` makes a policy of the trial that Optuna asks for.
+`enqueue` may fix the next trial; `fill` makes a policy of the trial that Optuna then gives. What a strategy must know
+of a trial it fixed is that trial's user attribute `proposal`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -35,6 +36,13 @@ class Seen:
     answers: Mapping[str, Any]
     loss: "Interval"
     ratio: "Interval | None"
+
+
+def given(study: "Study") -> int:
+    """How many of a strategy's first proposals were made: `proposal` numbers them, and one that was cut off and handed
+    back keeps its number."""
+    proposals = (trial.user_attrs.get("proposal", {}) for trial in study.get_trials(deepcopy=False))
+    return len({proposal["given"] for proposal in proposals if "given" in proposal})
 
 
 class Strategy(Protocol):

@@ -26,7 +26,7 @@ from scipy.linalg import cho_solve, solve_triangular
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import DotProduct
 
-from autogreen.strategies.forecast import Forecast
+from autogreen.strategies.forecast import Forecast, touching
 from autogreen.strategies.knapsack import Array, Chain
 
 DOUBTS = {"scale": 0.5, "group": 0.3, "option": 0.3, "choice": 0.4, "pairs": 2.0, "pair": 0.3, "bend": 0.3}  # relative
@@ -85,6 +85,7 @@ class Posterior:
     unit: float
     doubts: dict[str, float] = field(default_factory=lambda: dict(DOUBTS))
     weights: Array | None = None
+    weighed_at: int = 0
     _process: GaussianProcessRegressor | None = None
     _seen: tuple[Array, Array, Array] | None = None
 
@@ -98,11 +99,11 @@ class Posterior:
         terms["bend"] = terms["bend"] / self.unit
         return np.hstack([terms[kind] * self.doubts[kind] for kind in DOUBTS])
 
-    def learn(self, picks: Array, values: Array, noise: Array, *, anew: bool) -> None:
-        """Take in measured values with their standard errors, float64 [n]; `anew`: weigh the kinds of terms again."""
+    def learn(self, picks: Array, values: Array, noise: Array) -> None:
+        """Take in all measured values with their standard errors, float64 [n]."""
         rest = values - self.prior(picks)
-        if anew:
-            self.doubts = self._weighed(picks, rest, noise)
+        if len(picks) >= 1.2 * self.weighed_at:  # what kinds of terms are worth changes slowly
+            self.doubts, self.weighed_at = self._weighed(picks, rest, noise), len(picks)
         terms = self._scaled(picks)
         kernel = DotProduct(sigma_0=0.0, sigma_0_bounds="fixed")
         self._process = GaussianProcessRegressor(kernel, alpha=noise**2, optimizer=None).fit(terms, rest)
@@ -181,7 +182,6 @@ class Belief:
 
     loss: Posterior
     cost: Posterior
-    weighed_at: int = 0
 
     @classmethod
     def of(cls, forecast: Forecast) -> "Belief":
@@ -190,21 +190,23 @@ class Belief:
         groups = [names[choice.group] for choice in forecast.choices]
         kinds: dict[Any, int] = {}
         options = [[kinds.setdefault(option, len(kinds)) for option in choice.options] for choice in forecast.choices]
-        size = [np.abs(values) for values in chain.losses]
-        touching = [np.sqrt(np.outer(a, b)) for a, b in pairwise(size)]
-        weight = [np.abs(values) for values in chain.costs]
-        joint = None if chain.pair_costs is None else list(chain.pair_costs)
-        edges = joint or [0.05 * np.sqrt(np.outer(a, b)) for a, b in pairwise(weight)]
-        loss = Side(alone=list(chain.losses), pairs=touching, joint=None, groups=groups, options=options)
-        cost = Side(alone=list(chain.costs), pairs=edges, joint=joint, groups=groups, options=options)
+        casts = None if chain.pair_costs is None else list(chain.pair_costs)
+        joint = None if chain.pair_losses is None else list(chain.pair_losses)
+        loss = Side(
+            alone=list(chain.losses),
+            pairs=[touching(one, other) for one, other in pairwise(chain.losses)],
+            joint=joint,
+            groups=groups,
+            options=options,
+        )
+        cost = Side(
+            alone=list(chain.costs),
+            pairs=casts or [0.05 * touching(one, other) for one, other in pairwise(chain.costs)],
+            joint=casts,
+            groups=groups,
+            options=options,
+        )
         return cls(Posterior(loss, max(sum(v.max() for v in chain.losses), 1e-12)), Posterior(cost, 1.0))
-
-    def learn(self, picks: Array, losses: Array, loss_noise: Array, costs: Array, cost_noise: Array) -> None:
-        """Take in all finished trials, float64 [n] each; noise: standard errors."""
-        anew = len(picks) >= 1.2 * self.weighed_at
-        self.loss.learn(picks, losses, loss_noise, anew=anew)
-        self.cost.learn(picks, costs, cost_noise, anew=anew)
-        self.weighed_at = len(picks) if anew else self.weighed_at
 
     def chain(self, weights: tuple[Array | None, Array | None]) -> Chain:
         """The knapsack under weights of both axes."""

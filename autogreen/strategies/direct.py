@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from autogreen.samplers import first
 from autogreen.space import SearchSpace
-from autogreen.strategies import Seen
+from autogreen.strategies import Seen, given
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
@@ -18,11 +18,12 @@ class Direct:
 
     def __init__(self, space: SearchSpace) -> None:
         self.space = space
-        self.given = list(first(space)) if space.holes() else []
+        proposals = list(first(space)) if space.holes() else []
+        self.given = [one for place, one in enumerate(proposals) if one not in proposals[:place]]
 
     def enqueue(self, study: "Study", number: int, seen: Sequence[Seen]) -> None:
-        if number < len(self.given):
-            study.enqueue_trial(self.given[number])
+        if (place := given(study)) < len(self.given):
+            study.enqueue_trial(self.given[place], user_attrs={"proposal": {"given": place}})
 
     def fill(self, trial: "Trial", seen: Sequence[Seen]) -> "tuple[Policy, dict[str, Any]]":
         policy = self.space.fill(trial)

@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from autogreen.measurement import Interval
+from autogreen.samplers import first
 from autogreen.space import SearchSpace
-from autogreen.strategies import Seen
+from autogreen.strategies import Seen, given
 from autogreen.strategies.belief import Belief
 from autogreen.strategies.forecast import Forecast
 from autogreen.strategies.knapsack import Array, solve, standing
@@ -37,7 +39,9 @@ STANDARD_ERRORS = 2 * 1.96  # in a 95 % interval
 
 class Guided:
     """max_loss: the quality floor as a loss; beyond it nothing counts. dearest: energy ratio beyond which nothing
-    counts."""
+    counts.
+
+    A forecast in divergences is first given a scale: by the uniform policies with which every search begins."""
 
     def __init__(
         self, space: SearchSpace, forecast: Forecast, *, seed: int, max_loss: float, dearest: float = 1.0
@@ -49,24 +53,35 @@ class Guided:
         self._front: Array | None = None
         self.turns = TURNS
         self.picks = np.zeros((0, len(forecast.choices)), np.int64)
+        proposals = list(first(space)) if forecast.unit == "divergence" else []
+        self.uniform = [one for place, one in enumerate(proposals) if one not in proposals[:place]]
 
     def enqueue(self, study: "Study", number: int, seen: Sequence[Seen]) -> None:
         self._learn(seen)
-        turn = "expected" if number < OPENING else self.turns[number % len(self.turns)]
+        if (place := given(study)) < len(self.uniform):
+            uniform = self.uniform[place]
+            picks = self.forecast.picks([self.space.shown(uniform)])[0]
+            known = {choice.name for choice in self.forecast.choices}
+            others = {name: value for name, value in uniform.items() if name not in known}
+            self._enqueue(study, picks, others, turn="uniform", given=place)
+            return
+        turn = "expected" if number < len(self.uniform) + OPENING else self.turns[number % len(self.turns)]
         if turn == "sampled":
             return
         rng = np.random.default_rng([self.seed, number])
         picks = self._local(rng) if turn == "local" else self._best(rng if turn == "drawn" else None)
-        study.enqueue_trial(
-            {"budget": self._budget(picks), **{f"tilt {group}": 0.0 for group in self.forecast.groups}},
-            user_attrs={"picks": picks.tolist(), "turn": turn},
-        )
+        self._enqueue(study, picks, {}, turn=turn)
+
+    def _enqueue(self, study: "Study", picks: Array, others: dict[str, Any], **told: Any) -> None:
+        """Fix the next trial's choices, and the knobs that come nearest to them; whatever else is open is sampled."""
+        knobs = {"budget": self._budget(picks), **{f"tilt {group}": 0.0 for group in self.forecast.groups}}
+        study.enqueue_trial({**knobs, **others}, user_attrs={"proposal": {"picks": picks.tolist(), **told}})
 
     def fill(self, trial: "Trial", seen: Sequence[Seen]) -> "tuple[Policy, dict[str, Any]]":
         self._learn(seen)
         budget = trial.suggest_float("budget", 0.0, 1.0)
         tilts = {group: trial.suggest_float(f"tilt {group}", -TILT, TILT) for group in self.forecast.groups}
-        picks = trial.user_attrs.get("picks")
+        picks = trial.user_attrs.get("proposal", {}).get("picks")
         chosen = np.array(picks) if picks is not None else self._decoded(budget, tilts)
         answers = self.forecast.answers(chosen)
         for name, hole in self.space.holes().items():
@@ -77,17 +92,18 @@ class Guided:
     # -- what is believed ----------------------------------------------------------------------------------------
 
     def _learn(self, seen: Sequence[Seen]) -> None:
-        measured = [one for one in seen if one.ratio is not None]
-        if len(measured) == self.known or (len(measured) > 100 and len(measured) < 1.02 * self.known):
+        if len(seen) == self.known or (len(seen) > 100 and len(seen) < 1.02 * self.known):
             return
-        self.known, self._front = len(measured), None
-        self.picks = self.forecast.picks([one.answers for one in measured])
-        losses = np.array([one.loss.mean for one in measured])
-        ratios = np.array([one.ratio.mean for one in measured if one.ratio])
-        loss_noise = np.array([(one.loss.high - one.loss.low) / STANDARD_ERRORS for one in measured])
-        ratio_noise = np.array([(one.ratio.high - one.ratio.low) / STANDARD_ERRORS for one in measured if one.ratio])
-        tiny = 1e-6
-        self.belief.learn(self.picks, losses, loss_noise + tiny, ratios - 1.0, ratio_noise + tiny)
+        self.known, self._front = len(seen), None
+        self.picks = self.forecast.picks([one.answers for one in seen])
+        losses, loss_noise = _values([one.loss for one in seen])
+        if self.forecast.unit == "divergence":
+            self.belief = Belief.of(self.forecast.scaled(self.picks, losses, loss_noise))
+        self.belief.loss.learn(self.picks, losses, loss_noise)
+        measured = [one.ratio is not None for one in seen]
+        if any(measured):
+            ratios, ratio_noise = _values([one.ratio for one in seen if one.ratio is not None])
+            self.belief.cost.learn(self.picks[measured], ratios - 1.0, ratio_noise)
 
     @property
     def front(self) -> Array:
@@ -170,6 +186,12 @@ def gains(places: Array, held: Array, corner: tuple[float, float]) -> Array:
         left, right = np.maximum(edges[number], places[:, 0]), edges[number + 1]
         added += np.clip(right - left, 0.0, None) * np.clip(level - places[:, 1], 0.0, None)
     return added
+
+
+def _values(intervals: Sequence[Interval]) -> tuple[Array, Array]:
+    """Means, and standard errors that are never quite 0."""
+    means = np.array([interval.mean for interval in intervals])
+    return means, np.array([(interval.high - interval.low) / STANDARD_ERRORS for interval in intervals]) + 1e-6
 
 
 def _spread(picks: Array, count: int) -> Array:

@@ -1,0 +1,120 @@
+"""From probes to a forecast: which holes it can know, what is asked of the model, and what the answers mean.
+
+losses     divergences of outputs, in their own unit: the search learns from its first trials what they cost quality
+savings    of a cut: the share of the multiply-accumulates that goes
+           of a scheme: the layers' share, times what the measured kernel saves (`autogreen kernels`); where nobody
+           has measured it on this device, a guess, which trials correct
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from autogreen.anatomy import Anatomy
+from autogreen.errors import RefusedError
+from autogreen.kernels import Case, Kernels, Shape
+from autogreen.probe import Probed
+from autogreen.space import SearchSpace
+from autogreen.strategies.forecast import Choice, Forecast
+from autogreen.techniques import Unit
+
+FIELDS = {"pruning": "ratio", "quantization": "scheme"}
+GUESSED = {"fp16": 0.4, "bf16": 0.4, "fp8": 0.4, "w8a8": 0.5, "w8a8_static": 0.5, "w8a16": 0.0, "w4a16": 0.0}
+"""Share of a layer's energy that a scheme saves where its kernel was not measured."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """One option of a hole, and what it does alone: the effect of its section."""
+
+    hole: str
+    option: Any
+    section: str
+    effect: Any
+
+
+def asked(space: SearchSpace, anatomy: Anatomy) -> tuple[tuple[Asked, ...], dict[str, str]]:
+    """What to probe, in the order of the data path, of an expanded space; and holes that cannot be, with the reason."""
+    found: list[Asked] = []
+    left_out: dict[str, str] = {}
+    for name, hole in space.holes().items():
+        section = name.partition("[")[0]
+        if FIELDS.get(section) != name.rpartition(".")[2] or hole.options is None:
+            continue
+        try:
+            found += [
+                Asked(hole=name, option=option, section=section, effect=policy.alone(anatomy).get(section, {}))
+                for option, policy in space.alone(name)
+            ]
+        except RefusedError as error:  # it cannot be changed alone
+            left_out[name] = str(error)
+    places = {member: place for place, unit in enumerate(_units(anatomy)) for member in unit.members}
+    found.sort(key=lambda one: (one.section, min(_touched(one, places), default=0)))
+    return tuple(found), left_out
+
+
+def forecast(
+    questions: Iterable[Asked], answers: Iterable[Probed], anatomy: Anatomy, kernels: Kernels | None, batch: int
+) -> tuple[Forecast, dict[str, str]]:
+    """The forecast, and holes left out of it with the reason: an option that could not be probed."""
+    by_hole: dict[str, list[tuple[Asked, Probed]]] = {}
+    for question, answer in zip(questions, answers, strict=True):
+        by_hole.setdefault(question.hole, []).append((question, answer))
+    shares = _shares(anatomy)
+    choices, left_out = [], {}
+    for name, found in by_hole.items():
+        refused = [(one.option, answer.refused) for one, answer in found if answer.divergence is None]
+        if refused:
+            left_out[name] = "; ".join(f"{option}: {reason}" for option, reason in refused)
+            continue
+        choices.append(
+            Choice(
+                name=name,
+                options=tuple(one.option for one, _ in found),
+                losses=tuple(answer.divergence or 0.0 for _, answer in found),
+                savings=tuple(_saving(one, answer, anatomy, shares, kernels, batch) for one, answer in found),
+                group=found[0][0].section,
+            )
+        )
+    if not choices:
+        raise RefusedError(f"nothing could be probed: {left_out or 'the space leaves no ratio and no scheme open'}.")
+    return Forecast(choices=tuple(choices), unit="divergence"), left_out
+
+
+def _saving(
+    one: Asked, answer: Probed, anatomy: Anatomy, shares: Mapping[str, float], kernels: Kernels | None, batch: int
+) -> float:
+    if one.section == "pruning":
+        return 1.0 - answer.kept
+    units = {member: unit for unit in anatomy.units["quantization"] for member in unit.members}
+    return sum(
+        shares[layer] * _saved(units[layer], word.partition("+")[0], kernels, batch)
+        for layer, word in one.effect.items()
+    )
+
+
+def _saved(unit: Unit, scheme: str, kernels: Kernels | None, batch: int) -> float:
+    """Share of a layer's energy that a scheme saves."""
+    shape = Shape.of(unit)
+    cell = kernels.nearest(Case(shape=shape, rows=unit.rows * batch, scheme=scheme)) if kernels and shape else None
+    return GUESSED.get(scheme, 0.0) if cell is None or cell.ratio is None else 1.0 - cell.ratio.mean
+
+
+def _shares(anatomy: Anatomy) -> dict[str, float]:
+    """Each layer's share of the multiply-accumulates that quantization could treat."""
+    work = {
+        member: unit.inputs * unit.width * unit.taps * unit.rows * unit.calls // unit.groups
+        for unit in anatomy.units.get("quantization", ())
+        for member in unit.members
+    }
+    total = max(1, sum(work.values()))
+    return {member: products / total for member, products in work.items()}
+
+
+def _units(anatomy: Anatomy) -> list[Unit]:
+    return [unit for units in anatomy.units.values() for unit in units]
+
+
+def _touched(one: Asked, places: Mapping[str, int]) -> list[int]:
+    names = list(one.effect) if one.section == "quantization" else [n for part in one.effect.values() for n in part]
+    return [places[name] for name in names if name in places]

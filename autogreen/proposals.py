@@ -1,0 +1,92 @@
+"""Who proposes in a study: the strategy, what it has seen, and for a guided one the probes that it begins with.
+
+Probes are kept with the study, section by section and a few at a time: a search that is killed while it probes goes on
+where it was.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import optuna
+
+from autogreen.anatomy import Anatomy
+from autogreen.evaluation import Evaluation
+from autogreen.experiment import Experiment
+from autogreen.kernels import kept
+from autogreen.policy import Policy
+from autogreen.probe import Probed
+from autogreen.probing import Asked, asked, forecast
+from autogreen.samplers import make_sampler
+from autogreen.space import SearchSpace
+from autogreen.store import Store
+from autogreen.strategies import Seen, Strategy
+from autogreen.strategies.direct import Direct
+from autogreen.strategies.guided import Guided
+
+AT_ONCE = 16  # effects a job, so that progress is shown and little is lost
+
+
+class Proposals:
+    """Asks Optuna for trials as the experiment's strategy wants them."""
+
+    def __init__(self, experiment: Experiment, store: Store, space: SearchSpace) -> None:
+        self.experiment, self.store, self.space = experiment, store, space
+        self.strategy: Strategy = Direct(space)
+
+    def probe(self, anatomy: Anatomy, call: Callable[[str, Mapping[str, Any]], Any], cache: Path) -> Iterator[str]:
+        """Ask the worker what the strategy wants to know before the first trial; tell how far it is.
+
+        Raises:
+            RefusedError: nothing can be probed.
+        """
+        if self.experiment.strategy != "guided" or not self.space.holes():
+            return
+        questions, left_out = asked(self.space, anatomy)
+        yield from (f"{hole} is searched without a forecast: {reason}" for hole, reason in left_out.items())
+        known: dict[str, Any] = self.store.get("probes", {})
+        missing = [one for one in questions if _key(one) not in known]
+        while missing:
+            section = missing[0].section
+            now = [one for one in missing if one.section == section][:AT_ONCE]
+            yield f"{len(questions) - len(missing)} of {len(questions)} options"
+            found = call("probe", {"section": section, "effects": [one.effect for one in now]})["probed"]
+            known |= {_key(one): answer for one, answer in zip(now, found, strict=True)}
+            self.store.put("probes", known)
+            missing = [one for one in missing if _key(one) not in known]
+        facts = self.store.get("facts")
+        measured = kept(facts["hardware"], facts["tier"], facts["boundary"], cache)
+        answers = [Probed(**known[_key(one)]) for one in questions]
+        batch = self.experiment.workload.fixed_batch or 1
+        foreseen, unknown = forecast(questions, answers, anatomy, measured, batch)
+        yield from (f"{hole} is searched without a forecast: {reason}" for hole, reason in unknown.items())
+        loss, dearest = facts["reference_point"]
+        self.strategy = Guided(self.space, foreseen, seed=self.experiment.seed, max_loss=loss, dearest=dearest)
+
+    def ask(self) -> tuple[optuna.Trial, Policy]:
+        """The next trial, and its policy."""
+        study, wanted = self.store.study, self.experiment
+        trials = study.get_trials(deepcopy=False)
+        study.sampler = make_sampler(wanted.sampler, wanted.seed, len(trials), wanted.budget.trials)
+        seen = self._seen()
+        if not any(trial.state == optuna.trial.TrialState.WAITING for trial in trials):
+            self.strategy.enqueue(study, len(trials), seen)
+        trial = study.ask()
+        policy, answers = self.strategy.fill(trial, seen)
+        trial.set_user_attr("params", answers)
+        return trial, policy
+
+    def _seen(self) -> list[Seen]:
+        """Finished trials, gated ones too."""
+        found = []
+        for trial in self.store.trials():
+            if data := trial.user_attrs.get("evaluation"):
+                evaluation = Evaluation.from_json(data)
+                if evaluation.loss is not None:
+                    answers = trial.user_attrs["params"]
+                    found.append(Seen(answers=answers, loss=evaluation.loss, ratio=evaluation.ratio))
+        return found
+
+
+def _key(one: Asked) -> str:
+    return f"{one.hole}: {one.option}"
