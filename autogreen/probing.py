@@ -77,7 +77,8 @@ def forecast(
             )
         )
     if not choices:
-        raise RefusedError(f"nothing could be probed: {left_out or 'the space leaves no ratio and no scheme open'}.")
+        why = left_out or "the space leaves no ratio and no scheme open"
+        raise RefusedError(f"nothing could be probed: {why}. Search without a forecast: strategy: direct.")
     return Forecast(choices=tuple(choices), unit="divergence"), left_out
 
 

@@ -307,7 +307,7 @@ class Simulator:
         """What probes would say."""
         import numpy as np
 
-        from autogreen.strategies.forecast import Choice, Forecast
+        from autogreen.strategies.forecast import Choice, Forecast, interactions
 
         rng, true = np.random.default_rng((self.seed, 1)), self.true
         common = rng.lognormal(0.0, 0.3)
@@ -315,11 +315,14 @@ class Simulator:
         casts = [float(matrix[0, -1]) for matrix in true.pair_costs] + [0.0]
         losses = [values * common * rng.lognormal(0.0, self.probe_error, self.widths) for values in true.losses]
         together = [0.0] * self.layers
-        for place, joint in enumerate(true.pair_losses or ()):
-            if self.pairs:
-                both = true.losses[place][-1] + true.losses[place + 1][-1] + joint[-1, -1]
-                seen, alone = both * common * rng.lognormal(0.0, self.probe_error), losses[place : place + 2]
-                together[place] = (seen - alone[0][-1] - alone[1][-1]) / math.sqrt(alone[0][-1] * alone[1][-1])
+        if self.pairs:
+            hurt = np.array([values[-1] for values in true.losses])
+            both = hurt[:-1] + hurt[1:]
+            if true.pair_losses is not None:
+                both = both + [joint[-1, -1] for joint in true.pair_losses]
+            both = both * common * rng.lognormal(0.0, self.probe_error, self.layers - 1)
+            alone = np.array([values[-1] for values in losses])
+            together[:-1] = interactions(alone[:-1], alone[1:], both, self.probe_error).tolist()
         return Forecast(
             choices=tuple(
                 Choice(

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from autogreen.strategies.belief import DOUBTS, Belief
+from autogreen.strategies.forecast import interactions
 from autogreen.testing import Simulator
 
 SIMULATOR = Simulator(layers=12, widths=4, interaction=0.5, probe_error=0.3, seed=1)
@@ -58,10 +59,29 @@ def test_the_corrected_knapsack_says_what_the_belief_says_but_for_the_bend():
 
 @pytest.mark.parametrize("interaction", [0.0, 2.0])
 def test_trials_make_predictions_better(interaction):
-    simulator = Simulator(layers=12, widths=4, interaction=interaction, probe_error=0.3, seed=1)
+    simulator = Simulator(layers=12, widths=4, interaction=interaction, probe_error=0.3, pairs=False, seed=1)
     belief, (unseen, *_) = Belief.of(simulator.forecast), told(200, seed=9, simulator=simulator)
     true = simulator.true.loss(unseen)
     before = np.abs(belief.loss.placed(unseen, None) - true).mean()
     belief.loss.learn(*told(80, simulator=simulator)[:3])
     after = np.abs(belief.loss.placed(unseen, belief.loss.weights) - true).mean()
     assert after < 0.2 * before
+
+
+def test_probes_of_neighbours_tell_their_interactions_as_far_as_they_can() -> None:
+    rng = np.random.default_rng(0)
+    one, other = rng.lognormal(0.0, 1.5, (2, 400))  # most neighbours hurt very unequally
+    true = rng.exponential(1.0, 400)
+    both = one + other + true * np.sqrt(one * other)
+    assert interactions(one, other, both, 1e-9) == pytest.approx(true, rel=1e-6)
+    noisy = both * rng.lognormal(0.0, 0.1, 400)
+    raw = (noisy - one - other) / np.sqrt(one * other)
+    found = interactions(one, other, noisy, 0.1)
+    assert np.square(found - true).mean() < 0.8 * np.square(raw - true).mean()
+
+
+def test_neighbours_that_do_nothing_together_are_said_to_do_nothing() -> None:
+    rng = np.random.default_rng(1)
+    one, other = rng.lognormal(0.0, 1.0, (2, 400))
+    found = interactions(one, other, (one + other) * rng.lognormal(0.0, 0.1, 400), 0.1)
+    assert np.abs(found).mean() < 0.05

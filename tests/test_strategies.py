@@ -1,6 +1,7 @@
 """Strategies: what they promise, and that guidance pays on a front that is known."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import optuna
@@ -8,7 +9,9 @@ import pytest
 
 from autogreen.explore import explore
 from autogreen.point import hypervolume
+from autogreen.strategies import Seen
 from autogreen.strategies.direct import Direct
+from autogreen.strategies.forecast import Forecast
 from autogreen.strategies.guided import Guided, gains
 from autogreen.testing import Simulator
 
@@ -43,10 +46,7 @@ def test_a_fresh_strategy_goes_on_as_the_first_would_have():
     """What a resumed study has is what it saw, not the object."""
     whole = run(SMALL, guided(SMALL), 13)
     seen = [
-        __import__("autogreen.strategies", fromlist=["Seen"]).Seen(
-            answers=trial.answers, loss=trial.evaluation.loss, ratio=trial.evaluation.ratio
-        )
-        for trial in whole[:12]
+        Seen(answers=trial.answers, loss=trial.evaluation.loss, ratio=trial.evaluation.ratio) for trial in whole[:12]
     ]
     fresh, study = guided(SMALL), optuna.create_study(directions=["minimize", "minimize"])
     fresh.enqueue(study, 12, seen)
@@ -58,6 +58,24 @@ def test_guidance_beats_the_stock_sampler_on_a_known_front():
     direct = SMALL.share([trial.policy for trial in run(SMALL, Direct(SMALL.space), 30)])
     found = SMALL.share([trial.policy for trial in run(SMALL, guided(SMALL), 30)])
     assert found > 0.95 > direct + 0.05
+
+
+def test_a_small_space_is_tried_as_a_whole_and_then_repeated():
+    tiny = Simulator(layers=3, widths=2, seed=4)
+    found = run(tiny, guided(tiny), 12)
+    assert len({tuple(trial.answers.values()) for trial in found}) == 8
+
+
+def test_a_forecast_in_divergences_gets_its_scale_from_uniform_policies():
+    simulator = Simulator(layers=24, widths=4, seed=3)
+    chosen = [
+        replace(choice, losses=tuple(50 * loss for loss in choice.losses)) for choice in simulator.forecast.choices
+    ]
+    strategy = Guided(
+        simulator.space, Forecast(choices=tuple(chosen), unit="divergence"), seed=0, max_loss=simulator.max_loss
+    )
+    trials = run(simulator, strategy, 30)
+    assert simulator.share([trial.policy for trial in trials]) > 0.93
 
 
 def test_gains_are_differences_of_hypervolume():

@@ -1,17 +1,14 @@
-"""A few knobs, turned into a whole policy by the corrected forecast.
+"""The corrected forecast proposes: where, by all that is known, the hypervolume has most to gain.
 
-    budget    share of the way from the least predicted energy to the most
-    tilt      one a group of choices: how much heavier its losses weigh than forecast
-    others    every hole that the forecast does not know: training, runtime, parallelism
+    uniform    where the forecast is in divergences: each scheme everywhere, then levels of pruning; they give the scale
+    expected   of the believed front the policy that adds most hypervolume to what was tried
+    drawn      the same under a draw from what is believed (Thompson sampling), once the believed front is all tried
+    local      a policy of the front with one choice changed, or two, once draws add nothing either
 
-In turns:   expected   the best predicted policy where the hypervolume has most to gain
-            drawn      the same under a draw from what is believed (Thompson sampling): it tries what may be better
-            sampled    knobs by Optuna's sampler, from what all trials taught it
-            local      a member of the front with one choice, or two, changed
+Holes that the forecast does not know (training, runtime, parallelism) are Optuna's, and learn from every trial.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,32 +26,28 @@ if TYPE_CHECKING:
 
     from autogreen.policy import Policy
 
-TURNS = ("expected", "drawn", "sampled", "drawn", "expected", "local")
-OPENING = 12  # trials of the predicted front before anything else
-CANDIDATES = 600
+CANDIDATES = 600  # of a front, spread over it
 PRICES = 1000
-TILT = 1.5
+CHANGES = 400  # neighbours looked at
 STANDARD_ERRORS = 2 * 1.96  # in a 95 % interval
+
+Weights = tuple[Array | None, Array | None]
 
 
 class Guided:
     """max_loss: the quality floor as a loss; beyond it nothing counts. dearest: energy ratio beyond which nothing
-    counts.
-
-    A forecast in divergences is first given a scale: by the uniform policies with which every search begins."""
+    counts."""
 
     def __init__(
         self, space: SearchSpace, forecast: Forecast, *, seed: int, max_loss: float, dearest: float = 1.0
     ) -> None:
         self.space, self.forecast, self.seed = space, forecast, seed
         self.corner = (max_loss, float(np.log(dearest)))
-        self.belief = Belief.of(forecast)
-        self.known = 0
-        self._front: Array | None = None
-        self.turns = TURNS
-        self.picks = np.zeros((0, len(forecast.choices)), np.int64)
         proposals = list(first(space)) if forecast.unit == "divergence" else []
         self.uniform = [one for place, one in enumerate(proposals) if one not in proposals[:place]]
+        self.belief = Belief.of(forecast)
+        self.known = 0
+        self.picks = np.zeros((0, len(forecast.choices)), np.int64)  # tried so far
 
     def enqueue(self, study: "Study", number: int, seen: Sequence[Seen]) -> None:
         self._learn(seen)
@@ -63,27 +56,14 @@ class Guided:
             picks = self.forecast.picks([self.space.shown(uniform)])[0]
             known = {choice.name for choice in self.forecast.choices}
             others = {name: value for name, value in uniform.items() if name not in known}
-            self._enqueue(study, picks, others, turn="uniform", given=place)
-            return
-        turn = "expected" if number < len(self.uniform) + OPENING else self.turns[number % len(self.turns)]
-        if turn == "sampled":
-            return
-        rng = np.random.default_rng([self.seed, number])
-        picks = self._local(rng) if turn == "local" else self._best(rng if turn == "drawn" else None)
-        self._enqueue(study, picks, {}, turn=turn)
-
-    def _enqueue(self, study: "Study", picks: Array, others: dict[str, Any], **told: Any) -> None:
-        """Fix the next trial's choices, and the knobs that come nearest to them; whatever else is open is sampled."""
-        knobs = {"budget": self._budget(picks), **{f"tilt {group}": 0.0 for group in self.forecast.groups}}
-        study.enqueue_trial({**knobs, **others}, user_attrs={"proposal": {"picks": picks.tolist(), **told}})
+            told = {"turn": "uniform", "given": place}
+        else:
+            turn, picks = self._best(np.random.default_rng([self.seed, number]))
+            others, told = {}, {"turn": turn}
+        study.enqueue_trial(others, user_attrs={"proposal": {"picks": picks.tolist(), **told}})
 
     def fill(self, trial: "Trial", seen: Sequence[Seen]) -> "tuple[Policy, dict[str, Any]]":
-        self._learn(seen)
-        budget = trial.suggest_float("budget", 0.0, 1.0)
-        tilts = {group: trial.suggest_float(f"tilt {group}", -TILT, TILT) for group in self.forecast.groups}
-        picks = trial.user_attrs.get("proposal", {}).get("picks")
-        chosen = np.array(picks) if picks is not None else self._decoded(budget, tilts)
-        answers = self.forecast.answers(chosen)
+        answers = self.forecast.answers(trial.user_attrs["proposal"]["picks"])
         for name, hole in self.space.holes().items():
             if name not in answers:
                 answers[name] = hole.ask(trial, name)
@@ -92,32 +72,22 @@ class Guided:
     # -- what is believed ----------------------------------------------------------------------------------------
 
     def _learn(self, seen: Sequence[Seen]) -> None:
-        if len(seen) == self.known or (len(seen) > 100 and len(seen) < 1.02 * self.known):
+        if len(seen) == self.known:
             return
-        self.known, self._front = len(seen), None
+        before, self.known = self.known, len(seen)
         self.picks = self.forecast.picks([one.answers for one in seen])
-        losses, loss_noise = _values([one.loss for one in seen])
+        if before > 100 and len(seen) < 1.02 * before and len(seen) // 10 == before // 10:
+            return  # one more among so many teaches little; it counts as tried
+        losses, noise = _values([one.loss for one in seen])
         if self.forecast.unit == "divergence":
-            self.belief = Belief.of(self.forecast.scaled(self.picks, losses, loss_noise))
-        self.belief.loss.learn(self.picks, losses, loss_noise)
+            self.belief = Belief.of(self.forecast.scaled(self.picks, losses, noise))
+        self.belief.loss.learn(self.picks, losses, noise)
         measured = [one.ratio is not None for one in seen]
         if any(measured):
-            ratios, ratio_noise = _values([one.ratio for one in seen if one.ratio is not None])
-            self.belief.cost.learn(self.picks[measured], ratios - 1.0, ratio_noise)
+            ratios, noise = _values([one.ratio for one in seen if one.ratio is not None])
+            self.belief.cost.learn(self.picks[measured], ratios - 1.0, noise)
 
-    @property
-    def front(self) -> Array:
-        """The believed front, cheapest first: int64 [n, choices]."""
-        if self._front is None:
-            self._front = solve(self.belief.chain(self._weights(None)), PRICES)
-        return self._front
-
-    def _weights(self, rng: np.random.Generator | None) -> tuple[Array | None, Array | None]:
-        if rng is None:
-            return self.belief.loss.weights, self.belief.cost.weights
-        return self.belief.loss.drawn(rng), self.belief.cost.drawn(rng)
-
-    def _places(self, picks: Array, weights: tuple[Array | None, Array | None]) -> Array:
+    def _places(self, picks: Array, weights: Weights) -> Array:
         """(loss, ln energy ratio) of picks, float64 [n, 2]."""
         loss = self.belief.loss.placed(picks, weights[0])
         cost = self.belief.cost.placed(picks, weights[1])
@@ -125,52 +95,33 @@ class Guided:
 
     # -- proposals -----------------------------------------------------------------------------------------------
 
-    def _best(self, rng: np.random.Generator | None) -> Array:
-        """Of the believed (or drawn) front the policy that adds most hypervolume."""
-        weights = self._weights(rng)
-        found = _spread(self.front if rng is None else solve(self.belief.chain(weights)), CANDIDATES)
-        picks: Array = found[self._gains(found, weights).argmax()]
-        return picks
+    def _best(self, rng: np.random.Generator) -> tuple[str, Array]:
+        """The next picks, and by which of the ways they were found."""
+        believed: Weights = (self.belief.loss.weights, self.belief.cost.weights)
+        drawn: Weights = (self.belief.loss.drawn(rng), self.belief.cost.drawn(rng))
+        for turn, weights in (("expected", believed), ("drawn", drawn)):
+            found = _spread(solve(self.belief.chain(weights), PRICES), CANDIDATES)
+            added = self._gains(found, weights)
+            if added.max() > 0:
+                return turn, found[added.argmax()]
+        near = self._changed(rng, believed)
+        return "local", near[self._gains(near, drawn).argmax()]
 
-    def _local(self, rng: np.random.Generator) -> Array:
-        """A believed front member with one choice changed, or two, whichever adds most under a draw."""
-        weights = self._weights(None)
-        held = self.picks[standing(self._places(self.picks, weights))]
-        near = held[rng.integers(len(held), size=4 * CANDIDATES)].copy()
+    def _changed(self, rng: np.random.Generator, weights: Weights) -> Array:
+        """Neighbours of what stands, of those that were not tried where there are any."""
+        places = self._places(self.picks, weights)
+        held = self.picks[standing(places)] if len(places) else np.zeros((1, len(self.forecast.choices)), np.int64)
+        near = held[rng.integers(len(held), size=CHANGES)].copy()
         for row in near:
             for place in rng.integers(len(row), size=rng.integers(1, 3)):
                 row[place] = rng.integers(len(self.forecast.choices[place].options))
-        drawn = self._weights(rng)
-        picks: Array = near[self._gains(near, drawn).argmax()]
-        return picks
+        tried = {tuple(row) for row in self.picks.tolist()}
+        fresh = [row for row in near if tuple(row.tolist()) not in tried]
+        return np.array(fresh) if fresh else near
 
-    def _gains(self, picks: Array, weights: tuple[Array | None, Array | None]) -> Array:
+    def _gains(self, picks: Array, weights: Weights) -> Array:
         """Hypervolume that each of the picks adds to what was tried, all under one belief; float64 [n]."""
         return gains(self._places(picks, weights), self._places(self.picks, weights), self.corner)
-
-    def _decoded(self, budget: float, tilts: dict[str, float]) -> Array:
-        found = self.front
-        if any(tilts.values()):
-            chain = self.belief.chain(self._weights(None))
-            heavier = [np.exp(tilts[choice.group]) for choice in self.forecast.choices]
-            losses = [values * factor for values, factor in zip(chain.losses, heavier, strict=True)]
-            found = solve(replace(chain, losses=losses))
-        found = self._useful(found)
-        places = self._places(found, self._weights(None))[:, 1]
-        picks: Array = found[np.abs(places - (places.min() + budget * np.ptp(places))).argmin()]
-        return picks
-
-    def _useful(self, found: Array) -> Array:
-        """Those within the floor, by what is believed; all where none is."""
-        losses = self.belief.loss.placed(found, self.belief.loss.weights)
-        held = found[losses <= 1.1 * self.corner[0]]
-        return held if len(held) else found
-
-    def _budget(self, picks: Array) -> float:
-        found = self._useful(self.front)
-        places = self._places(found, self._weights(None))[:, 1]
-        mine = self._places(picks[None], self._weights(None))[0, 1]
-        return float(np.clip((mine - places.min()) / max(np.ptp(places), 1e-12), 0.0, 1.0))
 
 
 def gains(places: Array, held: Array, corner: tuple[float, float]) -> Array:

@@ -1,0 +1,112 @@
+"""A guided sweep on a toy: probes first, then trials that the forecast proposes; killed, and going on."""
+
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+import pytest
+import toys
+
+from autogreen import proposals
+from autogreen.errors import ConfigError, RefusedError
+from autogreen.evaluate import Evaluator
+from autogreen.probe import Probed
+from autogreen.store import Store
+from autogreen.sweep import sweep
+
+cloudpickle.register_pickle_by_value(toys)
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning:torch", "ignore::FutureWarning:torch", "ignore::UserWarning:torch_pruning"
+)
+SPACE = {
+    "pruning": [{"each": "*", "ratio": {"choice": [0.0, 0.5]}}],
+    "distillation": {"epochs": 1, "learning_rate": {"float": {"low": 0.001, "high": 0.01}}},
+    "runtime": {"engine": "eager"},
+}
+
+
+def run(folder: Path, **changes: Any) -> list[Any]:
+    experiment = toys.experiment(strategy="guided", space=SPACE, **changes)
+    return list(sweep(experiment, folder, folder.parent / ".cache"))
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[list[Any]]:
+    """Effects that workers were asked to probe, job by job."""
+    seen: list[list[Any]] = []
+    probe = Evaluator.probe
+
+    def spy(self: Evaluator, section: str, effects: Any) -> dict[str, Any]:
+        seen.append(list(effects))
+        return probe(self, section, effects)
+
+    monkeypatch.setattr(Evaluator, "probe", spy)
+    return seen
+
+
+def test_probes_come_first_and_every_trial_answers_every_hole(tmp_path: Path, asked: list[list[Any]]) -> None:
+    stages = [step.stage for step in run(tmp_path / "toy")]
+    assert stages.index("controls") < stages.index("probing") < stages.index("searching")
+    assert sum(map(len, asked)) == 4  # two groups at two ratios
+    store = Store.open(tmp_path / "toy")
+    results = store.results()
+    assert len(results.trials) == 4 and {trial.state for trial in results.trials} == {"measured"}
+    for trial in results.trials:
+        assert set(trial.params) == {"pruning[0].ratio", "pruning[3].ratio", "distillation.learning_rate"}
+        assert 0.001 <= trial.params["distillation.learning_rate"] <= 0.01
+    assert results.bill.seconds["probing"] > 0
+    effects = {trial.evaluation.effect.id for trial in results.trials if trial.evaluation}
+    assert len(effects) == 4  # the forecast knows what was tried; a stock sampler repeats itself
+
+
+def test_a_search_killed_while_it_probes_goes_on_there(
+    tmp_path: Path, asked: list[list[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(proposals, "AT_ONCE", 1)
+    steps = sweep(toys.experiment(strategy="guided", space=SPACE), tmp_path / "toy", tmp_path / ".cache")
+    while len(asked) < 2:
+        next(steps)
+    steps.close()  # type: ignore[attr-defined]
+    assert len(Store.open(tmp_path / "toy").get("probes")) == 2
+    run(tmp_path / "toy", budget={"trials": 1}, finalists=0)
+    assert len(asked) == 4  # and not the first two again
+    assert len(Store.open(tmp_path / "toy").results().trials) == 1
+
+
+def test_a_study_that_goes_on_proposes_what_it_would_have(tmp_path: Path) -> None:
+    run(tmp_path / "whole", finalists=0)
+    run(tmp_path / "parts", budget={"trials": 2}, finalists=0)
+    run(tmp_path / "parts", finalists=0)
+    whole, parts = (
+        [trial.user_attrs["proposal"].get("turn") for trial in Store.open(tmp_path / name).study.trials]
+        for name in ("whole", "parts")
+    )
+    assert whole == parts
+
+
+def test_a_layer_that_cannot_be_probed_is_left_to_the_sampler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    probe = Evaluator.probe
+
+    def broken(self: Evaluator, section: str, effects: Any) -> dict[str, Any]:
+        found = probe(self, section, effects)
+        for effect, answer in zip(effects, found["probed"], strict=True):
+            if "3" in str(effect):
+                answer.update(vars(Probed(refused="no outputs")))
+        return found
+
+    monkeypatch.setattr(Evaluator, "probe", broken)
+    notes = [step.note for step in run(tmp_path / "toy", budget={"trials": 1}, finalists=0)]
+    assert any("pruning[3].ratio is searched without a forecast" in note and "no outputs" in note for note in notes)
+    for trial in Store.open(tmp_path / "toy").results().trials:
+        assert "pruning[3].ratio" in trial.params
+
+
+def test_a_space_of_which_nothing_can_be_probed_is_refused(tmp_path: Path) -> None:
+    space = {"distillation": SPACE["distillation"], "runtime": {"engine": "eager"}}
+    with pytest.raises(RefusedError, match=r"nothing could be probed.*strategy: direct"):
+        list(sweep(toys.experiment(strategy="guided", space=space), tmp_path / "toy", tmp_path / ".cache"))
+
+
+def test_an_unknown_strategy_is_answered_with_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="Did you mean 'guided'"):
+        toys.experiment(strategy="guide")
