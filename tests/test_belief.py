@@ -71,13 +71,13 @@ def test_trials_make_predictions_better(interaction):
 def test_probes_of_neighbours_tell_their_interactions_as_far_as_they_can() -> None:
     rng = np.random.default_rng(0)
     one, other = rng.lognormal(0.0, 1.5, (2, 400))  # most neighbours hurt very unequally
-    true = rng.exponential(1.0, 400)
+    true = 0.3 * rng.exponential(1.0, 400)
     both = one + other + true * np.sqrt(one * other)
     assert interactions(one, other, both, 1e-9) == pytest.approx(true, rel=1e-6)
     noisy = both * rng.lognormal(0.0, 0.1, 400)
     raw = (noisy - one - other) / np.sqrt(one * other)
     found = interactions(one, other, noisy, 0.1)
-    assert np.square(found - true).mean() < 0.8 * np.square(raw - true).mean()
+    assert np.square(found - true).mean() < 0.6 * np.square(raw - true).mean()
 
 
 def test_neighbours_that_do_nothing_together_are_said_to_do_nothing() -> None:
