@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from autogreen.errors import AutogreenError, EvaluationError
 from autogreen.tasks import Task, rows, to_device
 from autogreen.techniques import TECHNIQUES, Context
+from autogreen.techniques.trace import layers
 
 EXAMPLES = 256  # of the calibration split, about
 
@@ -63,8 +64,6 @@ class Probe:
 
     def _work(self, model: nn.Module) -> int:
         """Multiply-accumulates of one call."""
-        from autogreen.techniques.trace import layers
-
         return sum(layer.calls * layer.macs for layer in layers(model, self.context.example).values())
 
     def _outputs(self, model: nn.Module) -> Tensor:

@@ -21,7 +21,7 @@ def told(count: int, seed: int = 0, simulator: Simulator = SIMULATOR):
 def test_the_posterior_mean_is_that_of_bayesian_linear_regression():
     belief, (picks, losses, noise, *_) = Belief.of(SIMULATOR.forecast), told(30)
     belief.loss.learn(picks, losses, noise)
-    terms = belief.loss._scaled(picks)
+    terms = belief.loss.terms(picks)
     rest = losses - belief.loss.prior(picks)
     precision = terms.T @ (terms / noise[:, None] ** 2) + np.eye(terms.shape[1])  # weights have variance 1
     weights = np.linalg.solve(precision, terms.T @ (rest / noise**2))
@@ -31,7 +31,7 @@ def test_the_posterior_mean_is_that_of_bayesian_linear_regression():
 def test_draws_have_the_posterior_as_their_mean_and_spread():
     belief, (picks, losses, noise, *_) = Belief.of(SIMULATOR.forecast), told(30)
     belief.loss.learn(picks, losses, noise)
-    rng, terms = np.random.default_rng(0), belief.loss._scaled(picks)
+    rng, terms = np.random.default_rng(0), belief.loss.terms(picks)
     draws = np.array([belief.loss.drawn(rng) for _ in range(4000)])
     covariance = np.linalg.inv(terms.T @ (terms / noise[:, None] ** 2) + np.eye(terms.shape[1]))
     spread = np.sqrt(np.diag(covariance))
@@ -52,7 +52,7 @@ def test_the_corrected_knapsack_says_what_the_belief_says_but_for_the_bend():
     belief.cost.learn(given[0], *given[3:])
     chain, picks = belief.chain((belief.loss.weights, belief.cost.weights)), told(20, seed=5)[0]
     for side, summed in ((belief.loss, chain.loss(picks)), (belief.cost, chain.cost(picks))):
-        bend = side._scaled(picks)[:, -1] * side.weights[-1]
+        bend = side.terms(picks)[:, -1] * side.weights[-1]
         assert list(DOUBTS)[-1] == "bend"
         assert summed == pytest.approx(side.placed(picks, side.weights) - bend)
 

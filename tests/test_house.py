@@ -69,6 +69,7 @@ def test_the_spine_imports_faces_never_members():
         # which data types a device really multiplies is asked once, for schemes and for the floor alike
         "autogreen.floor": {"techniques.quantization.schemes"},
         "autogreen.anatomy": {"techniques.trace"},
+        "autogreen.probe": {"techniques.trace"},
         "autogreen.evaluate": {"techniques.quantization.schemes", "techniques.trace", "tasks.trees", "engines.profile"},
         "autogreen.doctor": {"techniques.quantization.schemes"},
         "autogreen.surroundings": {"meters.processor"},

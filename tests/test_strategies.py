@@ -74,8 +74,9 @@ def test_a_forecast_in_divergences_gets_its_scale_from_uniform_policies():
     strategy = Guided(
         simulator.space, Forecast(choices=tuple(chosen), unit="divergence"), seed=0, max_loss=simulator.max_loss
     )
-    trials = run(simulator, strategy, 30)
-    assert simulator.share([trial.policy for trial in trials]) > 0.93
+    found = simulator.share([trial.policy for trial in run(simulator, strategy, 30)])
+    direct = simulator.share([trial.policy for trial in run(simulator, Direct(simulator.space), 30)])
+    assert found > max(0.9, direct + 0.05)
 
 
 def test_gains_are_differences_of_hypervolume():

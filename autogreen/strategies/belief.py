@@ -17,14 +17,13 @@ and 5 (marginal likelihood); Duvenaud et al., Additive Gaussian Processes, NeurI
 Conditioning of Gaussian Processes, JMLR 2021 (draws).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise, product
 from typing import Any
 
 import numpy as np
 from scipy.linalg import cho_solve, solve_triangular
-from sklearn.gaussian_process import GaussianProcessRegressor
-from sklearn.gaussian_process.kernels import DotProduct
 
 from autogreen.strategies.forecast import Forecast, touching
 from autogreen.strategies.knapsack import Array, Chain
@@ -32,6 +31,7 @@ from autogreen.strategies.knapsack import Array, Chain
 DOUBTS = {"scale": 0.5, "group": 0.3, "option": 0.3, "choice": 0.4, "pairs": 2.0, "pair": 0.3, "bend": 0.3}  # relative
 SCALES = (0.1, 0.4, 1.0, 2.5)  # of these doubts, tried by marginal likelihood
 PAIR_SCALES = (0.1, 1.0, 4.0, 12.0)
+WEIGHED = 250  # trials that say it
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -85,79 +85,60 @@ class Posterior:
     unit: float
     doubts: dict[str, float] = field(default_factory=lambda: dict(DOUBTS))
     weights: Array | None = None
-    weighed_at: int = 0
-    _process: GaussianProcessRegressor | None = None
-    _seen: tuple[Array, Array, Array] | None = None
+
+    def __post_init__(self) -> None:
+        one = self.side.terms(np.zeros((1, len(self.side.alone)), np.int64))
+        ends = np.cumsum([one[kind].shape[1] for kind in DOUBTS]).tolist()
+        self._at = {kind: slice(start, end) for kind, start, end in zip(DOUBTS, [0, *ends], ends, strict=False)}
+        self._picks = np.zeros((0, len(self.side.alone)), np.int64)
+        self._terms = np.zeros((0, ends[-1]))
+        self._inner = {kind: np.zeros((0, 0)) for kind in DOUBTS}
+        self._told: tuple[Array, Array, Array] | None = None  # rest, noise, Cholesky root of the covariance
 
     def prior(self, picks: Array) -> Array:
         """The forecast of picks, float64 [n]."""
-        chain = Chain(losses=self.side.alone, costs=self.side.alone, pair_losses=self.side.joint)
-        return chain.loss(picks)
+        return self._summed(picks, self.side.alone, self.side.joint)
 
-    def _scaled(self, picks: Array) -> Array:
-        terms = self.side.terms(picks)
-        terms["bend"] = terms["bend"] / self.unit
-        return np.hstack([terms[kind] * self.doubts[kind] for kind in DOUBTS])
+    def terms(self, picks: Array) -> Array:
+        """Float64 [n, terms], each as much as it is doubted."""
+        return self._raw(picks) * self._doubted()
 
-    def learn(self, picks: Array, values: Array, noise: Array) -> None:
-        """Take in all measured values with their standard errors, float64 [n]."""
+    def learn(self, picks: Array, values: Array, noise: Array, *, weigh: bool = True) -> None:
+        """Take in all measured values with their standard errors, float64 [n]; those of before stand first. weigh: find
+        anew what kinds of terms are worth."""
+        self._take_in(picks)
         rest = values - self.prior(picks)
-        if len(picks) >= 1.2 * self.weighed_at:  # what kinds of terms are worth changes slowly
-            self.doubts, self.weighed_at = self._weighed(picks, rest, noise), len(picks)
-        terms = self._scaled(picks)
-        kernel = DotProduct(sigma_0=0.0, sigma_0_bounds="fixed")
-        self._process = GaussianProcessRegressor(kernel, alpha=noise**2, optimizer=None).fit(terms, rest)
-        self._seen = terms, rest, noise
-        self.weights = terms.T @ self._process.alpha_
-
-    def _weighed(self, picks: Array, rest: Array, noise: Array) -> dict[str, float]:
-        """The doubts under which what was measured is likeliest."""
-        terms = self.side.terms(picks)
-        terms["bend"] = terms["bend"] / self.unit
-        inner = {kind: terms[kind] @ terms[kind].T for kind in DOUBTS}
-        best, found = -np.inf, DOUBTS
-        for choice, pair, common in product(SCALES, PAIR_SCALES, SCALES):
-            doubts = {kind: doubt * common for kind, doubt in DOUBTS.items()}
-            doubts |= {"choice": DOUBTS["choice"] * choice, "pair": DOUBTS["pair"] * pair}
-            covariance = sum(doubts[kind] ** 2 * inner[kind] for kind in DOUBTS) + np.diag(noise**2)
-            root = np.linalg.cholesky(covariance)
-            likelihood = -0.5 * np.square(solve_triangular(root, rest, lower=True)).sum() - np.log(np.diag(root)).sum()
-            if likelihood > best:
-                best, found = likelihood, doubts
-        return found
+        if weigh:
+            self.doubts = self._weighed(rest, noise)
+        root = np.linalg.cholesky(self._covariance(self.doubts, noise))
+        self._told = rest, noise, root
+        self.weights = self._doubted() * (cho_solve((root, True), rest) @ self._terms)
 
     def drawn(self, rng: np.random.Generator) -> Array:
         """Weights from the posterior."""
-        count = self._width()
-        guess = rng.standard_normal(count)
-        if self._seen is None:
+        doubted = self._doubted()
+        guess = rng.standard_normal(len(doubted))
+        if self._told is None:
             return guess
-        terms, rest, noise = self._seen
-        gap = rest - terms @ guess - noise * rng.standard_normal(len(rest))
-        assert self._process is not None
-        drawn: Array = guess + terms.T @ cho_solve((self._process.L_, True), gap)
+        rest, noise, root = self._told
+        gap = rest - self._terms @ (doubted * guess) - noise * rng.standard_normal(len(rest))
+        drawn: Array = guess + doubted * (cho_solve((root, True), gap) @ self._terms)
         return drawn
-
-    def _width(self) -> int:
-        one = np.zeros((1, len(self.side.alone)), np.int64)
-        return int(self._scaled(one).shape[1])
 
     def placed(self, picks: Array, weights: Array | None) -> Array:
         """Where picks are under these weights, float64 [n]."""
-        told = self.prior(picks)
-        return told if weights is None else told + self._scaled(picks) @ weights
+        if weights is None:
+            return self.prior(picks)
+        bend: float = weights[-1] * self.doubts["bend"] / self.unit
+        squared = np.square(self._summed(picks, self.side.alone, None))
+        return self._summed(picks, *self.corrected(weights)) + bend * squared
 
     def corrected(self, weights: Array | None) -> tuple[list[Array], list[Array] | None]:
         """The axis as a knapsack's: alone and pairs. Bends are left out: they move no policy before another."""
         side = self.side
         if weights is None:
             return side.alone, side.joint
-        parts, start = {}, 0
-        one = side.terms(np.zeros((1, len(side.alone)), np.int64))
-        for kind in DOUBTS:
-            width = one[kind].shape[1]
-            parts[kind] = weights[start : start + width] * self.doubts[kind]
-            start += width
+        parts = {kind: weights[at] * self.doubts[kind] for kind, at in self._at.items()}
         alone, place = [], 0
         for number, values in enumerate(side.alone):
             factor = (
@@ -174,6 +155,53 @@ class Posterior:
             for number, (matrix, weight) in enumerate(zip(side.pairs, parts["pair"], strict=True))
         ]
         return alone, pairs or None
+
+    @staticmethod
+    def _summed(picks: Array, alone: list[Array], pairs: list[Array] | None) -> Array:
+        return Chain(losses=alone, costs=alone, pair_losses=pairs).loss(picks)
+
+    def _raw(self, picks: Array) -> Array:
+        terms = self.side.terms(picks)
+        terms["bend"] = terms["bend"] / self.unit
+        return np.hstack([terms[kind] for kind in DOUBTS])
+
+    def _doubted(self) -> Array:
+        return np.concatenate([np.full(at.stop - at.start, self.doubts[kind]) for kind, at in self._at.items()])
+
+    def _take_in(self, picks: Array) -> None:
+        """Inner products of the terms of what is new with all."""
+        before = len(self._picks)
+        fresh = self._raw(picks[before:])
+        self._picks, self._terms = picks, np.vstack([self._terms, fresh])
+        for kind, at in self._at.items():
+            beside = fresh[:, at] @ self._terms[:, at].T
+            self._inner[kind] = np.block([[self._inner[kind], beside[:, :before].T], [beside]])
+
+    def _covariance(self, doubts: Mapping[str, float], noise: Array) -> Array:
+        covariance: Array = np.diag(noise**2)
+        for kind, inner in self._inner.items():
+            covariance += doubts[kind] ** 2 * inner
+        return covariance
+
+    def _weighed(self, rest: Array, noise: Array) -> dict[str, float]:
+        """The doubts under which what was measured is likeliest: of many trials, the last ones, which lie where the
+        front is."""
+        last = slice(-WEIGHED, None)
+        inner = {kind: matrix[last, last] for kind, matrix in self._inner.items()}
+        rest, noise = rest[last], noise[last]
+        fixed = sum(DOUBTS[kind] ** 2 * inner[kind] for kind in DOUBTS if kind not in ("choice", "pair"))
+        best, found = -np.inf, DOUBTS
+        for choice, pair, common in product(SCALES, PAIR_SCALES, SCALES):
+            doubts = {kind: doubt * common for kind, doubt in DOUBTS.items()}
+            doubts |= {"choice": DOUBTS["choice"] * choice, "pair": DOUBTS["pair"] * pair}
+            covariance = (
+                common**2 * fixed + doubts["choice"] ** 2 * inner["choice"] + doubts["pair"] ** 2 * inner["pair"]
+            )
+            root = np.linalg.cholesky(covariance + np.diag(noise**2))
+            likelihood = -0.5 * np.square(solve_triangular(root, rest, lower=True)).sum() - np.log(np.diag(root)).sum()
+            if likelihood > best:
+                best, found = likelihood, doubts
+        return found
 
 
 @dataclass(eq=False)

@@ -27,8 +27,9 @@ if TYPE_CHECKING:
     from autogreen.policy import Policy
 
 CANDIDATES = 600  # of a front, spread over it
-PRICES = 1000
 CHANGES = 400  # neighbours looked at
+WEIGHED_EVERY = 1.2  # times as many trials
+SCALED = 100  # trials that say what a divergence costs
 STANDARD_ERRORS = 2 * 1.96  # in a 95 % interval
 
 Weights = tuple[Array | None, Array | None]
@@ -46,7 +47,7 @@ class Guided:
         proposals = list(first(space)) if forecast.unit == "divergence" else []
         self.uniform = [one for place, one in enumerate(proposals) if one not in proposals[:place]]
         self.belief = Belief.of(forecast)
-        self.known = 0
+        self.known = self.weighed = 0
         self.picks = np.zeros((0, len(forecast.choices)), np.int64)  # tried so far
 
     def enqueue(self, study: "Study", number: int, seen: Sequence[Seen]) -> None:
@@ -74,18 +75,26 @@ class Guided:
     def _learn(self, seen: Sequence[Seen]) -> None:
         if len(seen) == self.known:
             return
-        before, self.known = self.known, len(seen)
-        self.picks = self.forecast.picks([one.answers for one in seen])
-        if before > 100 and len(seen) < 1.02 * before and len(seen) // 10 == before // 10:
-            return  # one more among so many teaches little; it counts as tried
-        losses, noise = _values([one.loss for one in seen])
-        if self.forecast.unit == "divergence":
-            self.belief = Belief.of(self.forecast.scaled(self.picks, losses, noise))
-        self.belief.loss.learn(self.picks, losses, noise)
+        fresh = [one.answers for one in seen[self.known :]]
+        self.picks = np.concatenate([self.picks, self.forecast.picks(fresh)])
+        self.known = len(seen)
+        if (due := _weighing(len(seen))) != self.weighed:
+            if self.forecast.unit == "divergence" and self.weighed < SCALED:
+                enough = min(due, SCALED)
+                losses, noise = _values([one.loss for one in seen[:enough]])
+                self.belief = Belief.of(self.forecast.scaled(self.picks[:enough], losses, noise))
+            self.weighed = due
+            self._teach(seen[:due], weigh=True)
+        if due < len(seen):
+            self._teach(seen, weigh=False)
+
+    def _teach(self, seen: Sequence[Seen], *, weigh: bool) -> None:
+        picks = self.picks[: len(seen)]
+        self.belief.loss.learn(picks, *_values([one.loss for one in seen]), weigh=weigh)
         measured = [one.ratio is not None for one in seen]
         if any(measured):
             ratios, noise = _values([one.ratio for one in seen if one.ratio is not None])
-            self.belief.cost.learn(self.picks[measured], ratios - 1.0, noise)
+            self.belief.cost.learn(picks[measured], ratios - 1.0, noise, weigh=weigh)
 
     def _places(self, picks: Array, weights: Weights) -> Array:
         """(loss, ln energy ratio) of picks, float64 [n, 2]."""
@@ -98,14 +107,20 @@ class Guided:
     def _best(self, rng: np.random.Generator) -> tuple[str, Array]:
         """The next picks, and by which of the ways they were found."""
         believed: Weights = (self.belief.loss.weights, self.belief.cost.weights)
+        found, added = self._front(believed)
+        if added.max() > 0:
+            return "expected", found[added.argmax()]
         drawn: Weights = (self.belief.loss.drawn(rng), self.belief.cost.drawn(rng))
-        for turn, weights in (("expected", believed), ("drawn", drawn)):
-            found = _spread(solve(self.belief.chain(weights), PRICES), CANDIDATES)
-            added = self._gains(found, weights)
-            if added.max() > 0:
-                return turn, found[added.argmax()]
+        found, added = self._front(drawn)
+        if added.max() > 0:
+            return "drawn", found[added.argmax()]
         near = self._changed(rng, believed)
         return "local", near[self._gains(near, drawn).argmax()]
+
+    def _front(self, weights: Weights) -> tuple[Array, Array]:
+        """The front under weights, and the hypervolume that each of its picks adds."""
+        found = _spread(solve(self.belief.chain(weights)), CANDIDATES)
+        return found, self._gains(found, weights)
 
     def _changed(self, rng: np.random.Generator, weights: Weights) -> Array:
         """Neighbours of what stands, of those that were not tried where there are any."""
@@ -137,6 +152,15 @@ def gains(places: Array, held: Array, corner: tuple[float, float]) -> Array:
         left, right = np.maximum(edges[number], places[:, 0]), edges[number + 1]
         added += np.clip(right - left, 0.0, None) * np.clip(level - places[:, 1], 0.0, None)
     return added
+
+
+def _weighing(trials: int) -> int:
+    """After how many of them it was last found what terms, and divergences, are worth, which changes slowly. It depends
+    on the number of trials alone, so that a resumed study believes what the first would have."""
+    due = 1
+    while (following := max(due + 1, int(due * WEIGHED_EVERY))) <= trials:
+        due = following
+    return due
 
 
 def _values(intervals: Sequence[Interval]) -> tuple[Array, Array]:
