@@ -16,10 +16,14 @@ LOOK_S = 1.0  # reading the meter at every training step would cost more than it
 
 
 class Watch:
-    """Times phases, keeps the bill, and raises once a hard cap on seconds or joules is passed."""
+    """Times phases, keeps the bill, and raises once a hard cap on seconds or joules is passed.
+
+    seconds, joules: by phase.
+    """
 
     def __init__(self, meter: Meter, limit_s: float | None = None, limit_j: float | None = None) -> None:
         self.seconds: dict[str, float] = {}
+        self.joules: dict[str, float] = {}
         self._meter = meter
         self._limit_s = limit_s if limit_s is not None else UNLIMITED
         self._limit_j = limit_j if limit_j is not None else UNLIMITED
@@ -40,24 +44,25 @@ class Watch:
         Raises:
             EvaluationError: a cap was passed before.
         """
-        began = time.monotonic()
         self.check()
+        began, before_j = time.monotonic(), self.spent_j()
         try:
             yield
         finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - began
+            self._count(name, began, self.spent_j() - before_j)
 
     @contextmanager
     def measuring(self) -> Iterator[Meter]:
         """A phase that has the meter, which it yields, to itself. Its windows are billed as they were read, the time
         between them at their mean power."""
+        self.check()
         self._lap()
-        tally = Tally(self._meter)
+        tally, began, before_j = Tally(self._meter), time.monotonic(), self._spent_j
         try:
-            with self.phase("measuring"):
-                yield tally
+            yield tally
         finally:
             self._bill(tally.power_w or self._power_w)
+            self._count("measuring", began, self._spent_j - before_j)
             self._meter.start()
 
     @contextmanager
@@ -88,6 +93,10 @@ class Watch:
         self._lap()
         self._meter.start()
         return self._spent_j
+
+    def _count(self, phase: str, began: float, joules: float) -> None:
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.monotonic() - began
+        self.joules[phase] = self.joules.get(phase, 0.0) + joules
 
     def _lap(self) -> None:
         """Close the meter's window; one too short for the meter is billed at the last known power."""

@@ -77,7 +77,7 @@ class Evaluator:
             with watch.phase("training"):
                 self._all_cores()
                 model = self._start("baseline")
-            spent_j = watch.spent_j()
+            spent = _spent(watch)
         self._keep_golden()
         anatomy = survey(model, self._example(1), tuple(name for name in TECHNIQUES if name in sections))
         return {
@@ -86,8 +86,7 @@ class Evaluator:
             "meter": {"tier": meter.tier, "boundary": meter.boundary},
             "item": self.setup.task.item,
             "dtype": floor.plain_dtype(model.parameters()),
-            "seconds": watch.seconds,
-            "spent_j": spent_j,
+            **spent,
         }
 
     def unit_costs(self) -> dict[str, Any]:
@@ -101,7 +100,7 @@ class Evaluator:
                 with watch.measuring() as meter:
                     self._costs = floor.measure_costs(self.setup.device, meter)
                 floor.keep(self._costs, self.setup.cache)
-            return {"seconds": watch.seconds, "spent_j": watch.spent_j()}
+            return _spent(watch)
 
     def probe(self, section: str, effects: Sequence[Any]) -> dict[str, Any]:
         """How far the baseline's outputs move under each effect of a section alone (see `autogreen.probe`)."""
@@ -111,7 +110,7 @@ class Evaluator:
                 context = self._context(self._example(1), 0, watch.check)
                 probe = self._cached("probe", lambda: Probe(self._start("baseline"), context))
                 found = [asdict(answer) for answer in probe.each(section, effects)]
-            return {"probed": found, "seconds": watch.seconds, "spent_j": watch.spent_j()}
+            return {"probed": found, **_spent(watch)}
 
     def evaluate(self, request: Request) -> Evaluation:
         """Apply, gate, save, load, check, score and measure one policy.
@@ -173,7 +172,7 @@ class Evaluator:
                 partial.rename(folder)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
-        return replace(found, seconds=watch.seconds, spent_j=watch.spent_j())
+        return replace(found, **_spent(watch))
 
     def publish(self, evaluation: Evaluation, reference: str, protocol: Protocol) -> Published:
         """Judge the artifact of an evaluation on the test split and measure it afresh beside the reference."""
@@ -195,8 +194,7 @@ class Evaluator:
                 test_loss=quality.loss(theirs, ours),
                 **measured,
                 times_above_floor=self._times_above_floor(evaluation, measured["measurement"]),
-                seconds=watch.seconds,
-                spent_j=watch.spent_j(),
+                **_spent(watch),
             )
 
     # -- steps ---------------------------------------------------------------------------------------------------
@@ -407,6 +405,10 @@ class Evaluator:
 
     def _all_cores(self) -> None:
         torch.set_num_threads(cores())
+
+
+def _spent(watch: Watch) -> dict[str, Any]:
+    return {"spent_j": watch.spent_j(), "seconds": watch.seconds, "joules": watch.joules}
 
 
 def _joined(parts: list[Inputs]) -> Inputs:

@@ -45,7 +45,7 @@ class Evaluation:
     work: FLOPs and bytes of one call, at least. times_above_floor: joules over the least that this work can cost on the
     device (see `floor`), 1 or more within the intervals; None where nothing bounds it.
     size_bytes: the artifact's. memory_bytes: weights and the peak of what one call allocates.
-    seconds: by phase. spent_j: all that this evaluation cost, training and compilers included.
+    seconds, joules: by phase. spent_j: all that this evaluation cost, training and compilers included.
     """
 
     key: str
@@ -65,6 +65,7 @@ class Evaluation:
     work: Work | None = None
     times_above_floor: float | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
+    joules: Mapping[str, float] = field(default_factory=dict)
     spent_j: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
@@ -104,6 +105,7 @@ class Published:
     measurement: Measurement
     times_above_floor: float | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
+    joules: Mapping[str, float] = field(default_factory=dict)
     spent_j: float = 0.0
 
     def to_json(self) -> dict[str, Any]:

@@ -6,7 +6,7 @@ space: ../search_spaces/cnn.yaml             # or the sections themselves
 constraints: {max_loss: 0.05}                # also max_latency_s, max_size_bytes, max_memory_bytes
 protocol: {window_s: 0.5}
 meter: {name: auto}
-budget: {trials: 40, seconds: 900}           # also energy_j; trial_seconds: cap of each one
+budget: {trials: 40, seconds: 900}           # also energy_j, payback; trial_seconds: cap of each one
 strategy: direct                             # or guided: a forecast by probes, corrected by trials
 sampler: tpe
 seed: 0
@@ -70,18 +70,24 @@ class Constraints:
 @dataclass(frozen=True, kw_only=True)
 class Budget:
     """The search stops at whichever comes first. trials: distinct policies evaluated. seconds, energy_j: of the whole
-    search, also hard caps inside a trial. trial_seconds: cap of each trial."""
+    search, also hard caps inside a trial. payback: items to be served; it stops when another trial no longer saves what
+    it costs over so many (see `autogreen.payback`). trial_seconds: cap of each trial."""
 
     trials: int | None = 40
     seconds: float | None = None
     energy_j: float | None = None
+    payback: float | None = None
     trial_seconds: float = 600.0
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             if value is not None and not 0 < value < float("inf"):
                 raise ConfigError(f"{name} must be above 0, not {value!r}")
-        if self.trials is None and self.seconds is None and self.energy_j is None:
+        if (self.trials, self.seconds, self.energy_j) == (
+            None,
+            None,
+            None,
+        ):  # what nothing meets is never paid
             raise ConfigError("needs trials, seconds or energy_j: without one the search never ends")
 
 

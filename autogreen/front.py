@@ -268,6 +268,7 @@ class Front:
                 "measured": len(results.measured),
                 "energy_j": bill_j,
                 "energy_wh": bill_j / J_PER_WH,
+                "joules": dict(results.bill.joules),
                 "tier": results.tier,
                 "boundary": results.boundary,
                 "seconds": results.bill.total_s,

@@ -129,10 +129,13 @@ def _note(front: Front) -> str:
         f"are proven distinct. Energy per {item} is {tier}: ratio to the baseline, measured in turns, times the "
         "baseline's own joules. Loss is paired with the baseline, example by example, on validation data."
     )
-    bill_j, carbon = front.results.bill.energy_j, front.results.carbon
+    bill, carbon = front.results.bill, front.results.carbon
+    bill_j = bill.energy_j
     said += f" The search itself spent {quantity(bill_j, 'J')} ({quantity(bill_j / J_PER_WH, 'Wh')})"
     if carbon is not None:
         said += f", {quantity(carbon.emission_g(bill_j), 'gCO2e')} at {escape(carbon.words)}"
+    if bill.words:
+        said += f": {bill.words}"
     return f"<p>{said}.</p>"
 
 

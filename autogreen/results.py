@@ -1,7 +1,7 @@
 """Results: everything a study has found so far, as frozen values. Fronts, pages and mirrors are made from it."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from autogreen.carbon import Carbon
@@ -29,14 +29,22 @@ class TrialResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Bill:
-    """What the search itself cost, training and compilers included. seconds: by phase, `total` among them."""
+    """What the search itself cost, training and compilers included. seconds: by phase, `total` among them. joules: by
+    purpose: probing, training, compiling, scoring, measuring; `wasted` on trials that failed or were stopped."""
 
     energy_j: float
     seconds: Mapping[str, float]
+    joules: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def total_s(self) -> float:
         return self.seconds.get("total", 0.0)
+
+    @property
+    def words(self) -> str:
+        """Where the joules went, as far as it is known: the largest share first."""
+        known = sorted(self.joules.items(), key=lambda found: -found[1])
+        return ", ".join(f"{name} {joules / self.energy_j:.0%}" for name, joules in known if joules > 0)
 
 
 @dataclass(frozen=True, kw_only=True)

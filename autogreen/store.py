@@ -134,11 +134,17 @@ class Store:
         """What the search has cost so far."""
         return Bill(**self.get("bill", {"energy_j": 0.0, "seconds": {}}))
 
-    def pay(self, energy_j: float, seconds: Mapping[str, float]) -> None:
+    def pay(self, energy_j: float, seconds: Mapping[str, float], joules: Mapping[str, float]) -> None:
         """Add to the search's own bill."""
         bill = self.bill
-        phases = {phase: bill.seconds.get(phase, 0.0) + seconds.get(phase, 0.0) for phase in {*bill.seconds, *seconds}}
-        self.put("bill", {"energy_j": bill.energy_j + energy_j, "seconds": phases})
+        self.put(
+            "bill",
+            {
+                "energy_j": bill.energy_j + energy_j,
+                "seconds": _added(bill.seconds, seconds),
+                "joules": _added(bill.joules, joules),
+            },
+        )
 
     # -- trials --------------------------------------------------------------------------------------------------
 
@@ -286,6 +292,10 @@ def writing(folder: Path) -> Iterator[None]:
             f"{folder / 'study.db'} cannot be written: {str(cause).splitlines()[0]}. What was told before is safe: "
             "make room, or mend the permissions, and run the same command again."
         ) from error
+
+
+def _added(one: Mapping[str, float], other: Mapping[str, float]) -> dict[str, float]:
+    return {name: one.get(name, 0.0) + other.get(name, 0.0) for name in {**one, **other}}
 
 
 def _size(path: Path) -> int:

@@ -11,25 +11,24 @@ uninterrupted one would have, given the same evaluations.
 
 import hashlib
 import json
-import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.trial import TrialState
 
-from autogreen import hardware, restriction
+from autogreen import finals, hardware, references, restriction
 from autogreen.anatomy import Anatomy
-from autogreen.controls import controls_of, runtime_of, runtimes, untouched
-from autogreen.errors import EvaluationError, MeterError, RefusedError, StudyError
+from autogreen.errors import MeterError, RefusedError, StudyError
 from autogreen.evaluate import Setup
 from autogreen.evaluation import Evaluation, Request
-from autogreen.executors import EXECUTORS, Done, Executor, Job
+from autogreen.executors import EXECUTORS, Done, Executor
 from autogreen.experiment import Experiment, pick_device
 from autogreen.front import Front, standing
-from autogreen.measurement import Interval
+from autogreen.jobs import Jobs
+from autogreen.payback import Payback
 from autogreen.policy import FORMAT
 from autogreen.proposals import Proposals
 from autogreen.space import SearchSpace
@@ -38,7 +37,6 @@ from autogreen.store import Store, writing
 WASTED = 300  # proposals in a row that cost nothing (repeats, refusals) before the space counts as exhausted
 HOPELESS = 20  # trials in a row that fail before the search gives up
 KEEP_BYTES = 5e9  # artifacts kept on disk
-NO_FLOOR_LOSS = 0.2  # loss of the reference point where no quality floor is set
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,20 +96,20 @@ class _Run:
     """State of one session of a search."""
 
     def __init__(self, experiment: Experiment, store: Store, executor: Executor, setup: Setup) -> None:
-        self.experiment, self.store, self.executor = experiment, store, executor
+        self.experiment, self.store, self.slots = experiment, store, executor.slots
+        self.jobs = Jobs(experiment.budget, store, executor)
         self.device, self.cache = setup.device, setup.cache
         self.anatomy: Anatomy
         self.space: SearchSpace
         self.proposals: Proposals
         self._costs_known = False
-        self._clock = time.monotonic()
 
     # -- stages --------------------------------------------------------------------------------------------------
 
     def prepare(self) -> list[str]:
         """Learn the model's anatomy, check that the study is the same, take out what cannot run here or costs for sure;
         tell what."""
-        found = self._call("prepare", {"sections": tuple(self.experiment.space.sections)})
+        found = self.jobs.call("prepare", {"sections": tuple(self.experiment.space.sections)})
         self.experiment.refuse_untellable(found["meter"]["tier"])
         self.anatomy = Anatomy.from_json(found["anatomy"])
         self.store.check_fingerprint(
@@ -150,48 +148,28 @@ class _Run:
         """Learn what work costs this device at least; without it the search goes on, and says so."""
         yield self.progress("preparing", "what work costs this machine at least; about 10 s the first time")
         try:
-            self._call("unit_costs", {})
+            self.jobs.call("unit_costs", {})
             self._costs_known = True
         except MeterError as error:
             yield self.progress("preparing", f"measurements are held against no floor: {error}")
 
     def references(self) -> Iterator[Progress]:
         """Measure plain use, the best runtime of the same weights, and the controls."""
-        references = self.store.get("references", {})
-        if "plain" not in references:
-            yield self.progress("references", "plain use")
-            effect = untouched(self.space, self.anatomy, {"engine": "eager"})
-            references["plain"] = self._evaluate(Request(effect=effect)).to_json()
-            self.store.put("references", references)
-        plain = Evaluation.from_json(references["plain"])
-        if "baseline" not in references:
-            candidates = [plain]
-            others = runtimes(self.space, self.anatomy, self.device)
-            for effect in (other for other in others if other.id != plain.effect.id):
-                yield self.progress("references", f"best runtime: {runtime_of(effect)}")
-                try:
-                    candidates.append(self._evaluate(Request(effect=effect, reference=plain.key)))
-                except (RefusedError, EvaluationError) as error:  # a model that no graph holds, a mode that fails on it
-                    self._facts["refused"].setdefault(f"best runtime: {error}", []).append(runtime_of(effect))
-                    yield self.progress("references", f"{runtime_of(effect)} does not run the model: {error}")
-            best = min(candidates, key=lambda found: found.ratio.mean if found.ratio else 1.0)
-            references["baseline"] = replace(best, loss=None, ratio=None).to_json()
-            if best is not plain:  # state plain use against the baseline, like everything else: the same pairs
-                references["plain"] = replace(plain, loss=_negated(best.loss), ratio=_inverted(best.ratio)).to_json()
-            self.store.put("references", references)
-        self.baseline = Evaluation.from_json(references["baseline"])
+        where = (self.jobs, self.store, self.space, self.anatomy, self.device)
+        for note in references.references(*where, self._facts["refused"]):
+            yield self.progress("references", note)
+        self.baseline = references.baseline(self.store)
         if self.store.get("facts") is None:
-            plain_ratio = Evaluation.from_json(references["plain"]).ratio
-            floor = self.experiment.constraints.max_loss or NO_FLOOR_LOSS
-            self._facts["reference_point"] = [floor, max(1.0, plain_ratio.mean if plain_ratio else 1.0)]
-            self.store.put("facts", self._facts)
+            worst = references.worst(self.store, self.experiment.constraints.max_loss)
+            self.store.put("facts", {**self._facts, "reference_point": worst})
         self._restate_carbon()
-        yield from self._controls()
+        for note in references.controls(*where):
+            yield self.progress("controls", note)
 
     def probes(self) -> Iterator[Progress]:
         """What the strategy wants to know before the first trial."""
         self.proposals = Proposals(self.experiment, self.store, self.space)
-        for note in self.proposals.probe(self.anatomy, self._call, self.cache):
+        for note in self.proposals.probe(self.anatomy, self.jobs.call, self.cache):
             yield self.progress("probing", note)
 
     def trials(self) -> Iterator[Progress]:
@@ -200,17 +178,21 @@ class _Run:
         failures, wasted, patience = 0, 0, WASTED if self.space.holes() else 1
         yield self.progress("searching")
         while True:
-            while len(pending) < self.executor.slots and wasted < patience and self._budget_left(len(pending)):
+            if unpaid := self._unpaid():
+                patience = 0
+            while len(pending) < self.slots and wasted < patience and self.jobs.left(len(pending)):
                 trial, request = self._propose()
                 if request is None:
                     wasted += 1
                     continue
                 wasted = 0
                 pending[request.key] = trial
-                self.executor.submit(Job(call="evaluate", arguments={"request": request}, limit_s=request.limit_s))
+                self.jobs.submit(request)
             if not pending:
+                if unpaid:
+                    yield self.progress("searching", f"searching on no longer pays: {unpaid}")
                 break
-            done = self.executor.next_done()
+            done = self.jobs.executor.next_done()
             trial = pending.pop(done.job.arguments["request"].key)
             self._tell(trial, done)
             failures = failures + 1 if done.error else 0
@@ -225,32 +207,10 @@ class _Run:
         """Measure front members afresh, longer, beside the reference, and judge them once on the test split."""
         if not self._costs_known:  # what is published is held against a floor if the machine ever gets quiet
             yield from self.floor()
-        published = self.store.get("published", {})
         longer = self.experiment.protocol.final()
-        for evaluation in self._chosen():
-            if evaluation.key in published:
-                continue
-            yield self.progress("finalists", f"measuring {evaluation.effect.id} again, on the test split")
-            arguments = {"evaluation": evaluation, "reference": self.baseline.key, "protocol": longer}
-            try:
-                published[evaluation.key] = self._call("publish", arguments).to_json()
-                self.store.put("published", published)
-            except (EvaluationError, MeterError) as error:
-                yield self.progress("finalists", f"{evaluation.effect.id} was not measured again: {error}")
+        for note in finals.finalists(self.jobs, self.store, self.experiment.finalists, longer):
+            yield self.progress("finalists", note)
         yield self.progress("done")
-
-    def _chosen(self) -> list[Evaluation]:
-        """Finalists and controls. Chosen once for so many trials: what is measured afresh moves the front, and would
-        otherwise move the choice with every run."""
-        results, wanted = self.store.results(), self.experiment.finalists
-        chosen = self.store.get("finalists", {})
-        if (chosen.get("trials"), chosen.get("wanted")) != (len(results.trials), wanted):
-            keys = [point.evaluation.key for point in Front.of(results).finalists(wanted)]
-            chosen = {"trials": len(results.trials), "wanted": wanted, "keys": keys}
-            self.store.put("finalists", chosen)
-        found = [trial.evaluation for trial in results.measured if trial.evaluation is not None]
-        controls = [control for control in results.controls.values() if control.status == "measured"]
-        return [*(evaluation for evaluation in found if evaluation.key in chosen["keys"]), *controls]
 
     def refuse_if_nothing_is_feasible(self) -> None:
         """Raise, naming what to loosen, when there is no front."""
@@ -291,8 +251,8 @@ class _Run:
                 seed=self.experiment.seed,
                 reference=self.baseline.key,
                 max_loss=self.experiment.constraints.max_loss,
-                limit_s=self._limit_s(),
-                limit_j=self._joules_left(),
+                limit_s=self.jobs.limit_s(),
+                limit_j=self.jobs.limit_j(),
             )
             if (twin := self.store.trial(request.key)) is not None:
                 self._tell_again(trial, twin)
@@ -306,7 +266,7 @@ class _Run:
         if isinstance(done.error, StudyError):
             raise done.error
         with writing(self.store.folder):
-            self._pay(done)
+            self.jobs.pay(done)
             if done.error is not None:
                 trial.set_user_attr("reason", str(done.error))
                 self.store.study.tell(trial, state=TrialState.FAIL)
@@ -320,7 +280,7 @@ class _Run:
             )
             self._tell_values(trial, evaluation, violations)
         held = {point.evaluation.key for point in standing(self.store.results()).values()}
-        self.store.keep_only(held | self._reference_keys(), KEEP_BYTES)
+        self.store.keep_only(held | references.keys(self.store), KEEP_BYTES)
 
     def _tell_again(self, trial: optuna.Trial, twin: optuna.trial.FrozenTrial) -> None:
         """One effect is evaluated once; proposed again, it teaches the sampler what is known."""
@@ -337,23 +297,13 @@ class _Run:
         ratio = evaluation.ratio.mean if evaluation.ratio else (1.0 if evaluation.status == "measured" else worst)
         self.store.study.tell(trial, [evaluation.quality.mean, ratio])
 
-    # -- helpers of the stages -----------------------------------------------------------------------------------
+    def _unpaid(self) -> str | None:
+        """Why another trial does not pay; None while it does, or nobody asks."""
+        items = self.experiment.budget.payback
+        told = None if items is None else Payback.of(self.store.results())
+        return None if told is None or items is None else told.against(items)
 
-    def _controls(self) -> Iterator[Progress]:
-        """What keeps a saving honest: the same fine-tuning without compression, and a smaller net from scratch."""
-        controls = self.store.get("controls", {})
-        missing = dict(self.store.get("missing_controls", {}))
-        for name, request in controls_of(self.space, self.anatomy, self.baseline, self.device):
-            if name in controls or name in missing:
-                continue
-            yield self.progress("controls", name)
-            try:
-                controls[name] = self._evaluate(request).to_json()
-                self.store.put("controls", controls)
-            except (RefusedError, EvaluationError) as error:
-                missing[name] = str(error)
-                self.store.put("missing_controls", missing)
-                yield self.progress("controls", f"{name} is missing: {error}")
+    # -- helpers of the stages -----------------------------------------------------------------------------------
 
     def _restate_carbon(self) -> None:
         """The intensity changes no measurement, so a study goes on with the one that its experiment states now."""
@@ -373,51 +323,6 @@ class _Run:
             self.store.put("dear", dear)
         return dear
 
-    def _evaluate(self, request: Request) -> Evaluation:
-        found: Evaluation = self._call("evaluate", {"request": request})
-        return found
-
-    def _call(self, call: str, arguments: Mapping[str, Any]) -> Any:
-        """Run one job that the study cannot do without."""
-        self.executor.submit(Job(call=call, arguments=arguments))
-        done = self.executor.next_done()
-        if done.error is not None:
-            raise done.error
-        self._pay(done)
-        return done.value
-
-    def _pay(self, done: Done) -> None:
-        """Put a job on the bill; one that failed at the mean power of those that did not."""
-        value = done.value if isinstance(done.value, Mapping) else vars(done.value) if done.value else {}
-        seconds, spent_j = dict(value.get("seconds", {})), value.get("spent_j")
-        now = time.monotonic()
-        seconds["total"], self._clock = now - self._clock, now
-        if spent_j is None:
-            bill = self.store.bill
-            spent_j = done.duration_s * bill.energy_j / max(bill.total_s, 1.0)
-        self.store.pay(spent_j, seconds)
-
-    def _budget_left(self, running: int) -> bool:
-        budget, bill = self.experiment.budget, self.store.bill
-        finished = sum(trial.state.is_finished() for trial in self.store.trials())
-        if budget.trials is not None and finished + running >= budget.trials:
-            return False
-        if budget.seconds is not None and bill.total_s >= budget.seconds:
-            return False
-        return budget.energy_j is None or bill.energy_j < budget.energy_j
-
-    def _limit_s(self) -> float:
-        budget = self.experiment.budget
-        left = float("inf") if budget.seconds is None else budget.seconds - self.store.bill.total_s
-        return min(budget.trial_seconds, left)
-
-    def _joules_left(self) -> float | None:
-        limit = self.experiment.budget.energy_j
-        return None if limit is None else limit - self.store.bill.energy_j
-
-    def _reference_keys(self) -> set[str]:
-        return {data["key"] for kind in ("references", "controls") for data in self.store.get(kind, {}).values()}
-
     def progress(self, stage: str, note: str = "") -> Progress:
         bill = self.store.bill
         trials = self.store.trials()
@@ -436,14 +341,6 @@ class _Run:
             energy_j=bill.energy_j,
             **found,
         )
-
-
-def _negated(loss: Interval | None) -> Interval | None:
-    return None if loss is None else Interval(mean=-loss.mean, low=-loss.high, high=-loss.low)
-
-
-def _inverted(ratio: Interval | None) -> Interval | None:
-    return None if ratio is None else Interval(mean=1 / ratio.mean, low=1 / ratio.high, high=1 / ratio.low)
 
 
 def _digest(data: Any) -> str:

@@ -228,7 +228,11 @@ def scripted_results(
         published={},
         reference_point=(0.1, 2.0),
         max_loss=None,
-        bill=Bill(energy_j=900.0, seconds={"training": 60.0, "measuring": 30.0, "total": 100.0}),
+        bill=Bill(
+            energy_j=900.0,
+            seconds={"training": 60.0, "measuring": 30.0, "total": 100.0},
+            joules={"training": 540.0, "measuring": 270.0, "wasted": 90.0},
+        ),
     )
 
 

@@ -24,7 +24,7 @@ def test_phases_and_joules(clock: ScriptedClock) -> None:
                 clock.advance(3.0)
         clock.advance(4.0)
         assert watch.spent_j() == pytest.approx(100)
-    assert watch.seconds == {"training": 6.0}
+    assert watch.seconds == {"training": 6.0} and watch.joules == pytest.approx({"training": 60.0})
 
 
 def test_measuring_is_billed_as_it_was_read(clock: ScriptedClock) -> None:
@@ -39,7 +39,7 @@ def test_measuring_is_billed_as_it_was_read(clock: ScriptedClock) -> None:
                 lent.stop()
                 clock.advance(2.0)
         assert watch.spent_j() == pytest.approx(20 + 8 * 70)
-    assert watch.seconds == {"measuring": 8.0}
+    assert watch.seconds == {"measuring": 8.0} and watch.joules == pytest.approx({"measuring": 560.0})
     assert (lent.tier, lent.boundary, lent.resolution_s) == (meter.tier, meter.boundary, meter.resolution_s)
 
 

@@ -328,6 +328,7 @@ def test_json_is_the_promised_object() -> None:
         "trials": 4,
         "measured": 4,
         "energy_j": 900.0,
+        "joules": {"training": 540.0, "measuring": 270.0, "wasted": 90.0},
         "energy_wh": 0.25,
         "tier": "estimated",
         "boundary": "scripted",
@@ -360,9 +361,9 @@ def test_table_says_tier_range_and_steps() -> None:
     assert "73.5 µJ to 459 µJ" in text  # half to three times: the scripted meter's own range
     assert text.count("●") == 4 + 1 and "○" in text
     assert "baseline" in text and "plain use" in text and "scratch" in text and "w8a8_static ×1, inductor" in text
-    assert "900 J = 250 mWh (estimated): paid back after 1,058,824 samples. Energy of: scripted." in " ".join(
-        text.split()
-    )
+    words = " ".join(text.split())
+    assert "900 J = 250 mWh (estimated; training 60%, measuring 30%, wasted 10%): paid back after" in words
+    assert "after 1,058,824 samples. Energy of: scripted." in words
     assert "floor" not in text  # no column where nothing is known
 
 
