@@ -9,6 +9,7 @@ meter: {name: auto}
 budget: {trials: 40, seconds: 900}           # also energy_j, payback; trial_seconds: cap of each one
 strategy: direct                             # or guided: a forecast by probes, corrected by trials
 sampler: tpe
+warm_start: digits                           # an earlier study beside this one, whose front is tried first
 seed: 0
 device: cpu                                  # or cuda:0; by default the first GPU, else the CPU
 training_device: cuda:0                      # where policies are trained, by default the same; billed, never measured
@@ -106,6 +107,7 @@ class Experiment:
     meter: Mapping[str, Any] = field(default_factory=dict)
     strategy: str = "direct"
     sampler: str = "tpe"
+    warm_start: str | None = None
     seed: int = 0
     device: str = "auto"
     training_device: str | None = None
@@ -176,12 +178,13 @@ _SCALARS = {
     "seed": int,
     "device": str,
     "training_device": str,
+    "warm_start": str,
     "executor": str,
     "finalists": int,
     "tracking": str,
     "meter": dict,
 }
-_OPTIONAL = ("tracking", "training_device")
+_OPTIONAL = ("tracking", "training_device", "warm_start")
 
 
 def load(path: Path, overrides: tuple[str, ...] = ()) -> Experiment:

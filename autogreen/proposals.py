@@ -1,18 +1,21 @@
 """Who proposes in a study: the strategy, what it has seen, and for a guided one the probes that it begins with.
 
 Probes are kept with the study, section by section and a few at a time: a search that is killed while it probes goes on
-where it was.
+where it was. So are the policies of an earlier study that are tried first; what they cost and lost there says nothing
+about this model, or this machine, and is not read.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import optuna
 
 from autogreen.anatomy import Anatomy
+from autogreen.errors import ConfigError
 from autogreen.evaluation import Evaluation
 from autogreen.experiment import Experiment
+from autogreen.front import Front
 from autogreen.kernels import kept
 from autogreen.policy import Policy
 from autogreen.probe import Probed
@@ -25,14 +28,37 @@ from autogreen.strategies.direct import Direct
 from autogreen.strategies.guided import Guided
 
 AT_ONCE = 16  # effects a job, so that progress is shown and little is lost
+RECALLED = 12  # policies of an earlier study
+
+
+def recall(name: str | None, store: Store) -> list[dict[str, Any]]:
+    """Answers to the holes of an earlier study beside this one: its front, the knee first.
+
+    Raises:
+        ConfigError: it is this very study.
+        StudyError: there is none of that name, or it cannot be read.
+    """
+    if name is None:
+        return []
+    if name == store.folder.name:
+        raise ConfigError(f"warm_start names {name!r}, which is this very study: it goes on by itself. Name another.")
+    known: list[dict[str, Any]] | None = store.get("recalled")
+    if known is None:
+        front = Front.of(Store.open(store.folder.parent / name).results())
+        known = [dict(point.trial.params) for point in front.finalists(RECALLED) if point.trial is not None]
+        store.put("recalled", known)
+    return known
 
 
 class Proposals:
     """Asks Optuna for trials as the experiment's strategy wants them."""
 
-    def __init__(self, experiment: Experiment, store: Store, space: SearchSpace) -> None:
+    def __init__(
+        self, experiment: Experiment, store: Store, space: SearchSpace, recalled: Sequence[Mapping[str, Any]]
+    ) -> None:
         self.experiment, self.store, self.space = experiment, store, space
-        self.strategy: Strategy = Direct(space)
+        self.offers = [params for answers in recalled if (params := space.params(answers))]
+        self.strategy: Strategy = Direct(space, self.offers)
 
     def probe(self, anatomy: Anatomy, call: Callable[[str, Mapping[str, Any]], Any], cache: Path) -> Iterator[str]:
         """Ask the worker what the strategy wants to know before the first trial; tell how far it is.
@@ -61,7 +87,9 @@ class Proposals:
         foreseen, unknown = forecast(questions, answers, anatomy, measured, batch)
         yield from (f"{hole} is searched without a forecast: {reason}" for hole, reason in unknown.items())
         loss, dearest = facts["reference_point"]
-        self.strategy = Guided(self.space, foreseen, seed=self.experiment.seed, max_loss=loss, dearest=dearest)
+        self.strategy = Guided(
+            self.space, foreseen, self.offers, seed=self.experiment.seed, max_loss=loss, dearest=dearest
+        )
 
     def ask(self) -> tuple[optuna.Trial, Policy]:
         """The next trial, and its policy."""

@@ -207,6 +207,19 @@ class SearchSpace:
             for name, value in params.items()
         }
 
+    def params(self, answers: Mapping[str, Any]) -> dict[str, Any]:
+        """Parameters for Optuna of answers in the user's own values, as far as this space has such holes and values."""
+        found = {}
+        for name, hole in self.holes().items():
+            if name not in answers:
+                continue
+            value = answers[name]
+            if hole.options is not None and value in hole.options:
+                found[name] = hole.options.index(value) if hole.ordered else value
+            elif hole.options is None and isinstance(value, int | float) and hole.low <= value <= hole.high:
+                found[name] = value
+        return found
+
     def policy(self) -> Policy:
         """The one policy of a space without holes.
 

@@ -11,7 +11,7 @@ uninterrupted one would have, given the same evaluations.
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from autogreen.front import Front, standing
 from autogreen.jobs import Jobs
 from autogreen.payback import Payback
 from autogreen.policy import FORMAT
-from autogreen.proposals import Proposals
+from autogreen.proposals import Proposals, recall
 from autogreen.space import SearchSpace
 from autogreen.store import Store, writing
 
@@ -64,6 +64,7 @@ def sweep(experiment: Experiment, folder: Path, cache: Path) -> Iterator[Progres
     store = Store.create(folder)
     with store.lock():
         store.requeue()
+        recalled = recall(experiment.warm_start, store)
         trainer = experiment.training_device
         setup = Setup(
             task=experiment.task,
@@ -76,7 +77,7 @@ def sweep(experiment: Experiment, folder: Path, cache: Path) -> Iterator[Progres
             meter=experiment.meter,
         )
         executor: Executor = EXECUTORS[experiment.executor](setup)
-        run = _Run(experiment, store, executor, setup)
+        run = _Run(experiment, store, executor, setup, recalled)
         try:
             yield run.progress("preparing", "building the baseline; the first time it is trained")
             for refused in run.prepare():
@@ -95,8 +96,16 @@ def sweep(experiment: Experiment, folder: Path, cache: Path) -> Iterator[Progres
 class _Run:
     """State of one session of a search."""
 
-    def __init__(self, experiment: Experiment, store: Store, executor: Executor, setup: Setup) -> None:
+    def __init__(
+        self,
+        experiment: Experiment,
+        store: Store,
+        executor: Executor,
+        setup: Setup,
+        recalled: Sequence[Mapping[str, Any]],
+    ) -> None:
         self.experiment, self.store, self.slots = experiment, store, executor.slots
+        self.recalled = recalled
         self.jobs = Jobs(experiment.budget, store, executor)
         self.device, self.cache = setup.device, setup.cache
         self.anatomy: Anatomy
@@ -168,7 +177,10 @@ class _Run:
 
     def probes(self) -> Iterator[Progress]:
         """What the strategy wants to know before the first trial."""
-        self.proposals = Proposals(self.experiment, self.store, self.space)
+        self.proposals = Proposals(self.experiment, self.store, self.space, self.recalled)
+        if self.recalled:
+            told = f"{len(self.proposals.offers)} of {len(self.recalled)} policies of {self.experiment.warm_start!r}"
+            yield self.progress("searching", f"{told} say something here and are tried first")
         for note in self.proposals.probe(self.anatomy, self.jobs.call, self.cache):
             yield self.progress("probing", note)
 

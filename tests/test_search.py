@@ -17,7 +17,7 @@ import toys
 from optuna.trial import TrialState
 
 from autogreen import hardware
-from autogreen.errors import ConfigError, MeterError, RefusedError, StudyError
+from autogreen.errors import AutogreenError, ConfigError, MeterError, RefusedError, StudyError
 from autogreen.experiment import SAMPLERS
 from autogreen.front import Front
 from autogreen.plan import plan
@@ -190,6 +190,27 @@ def test_a_study_goes_on_with_the_intensity_that_its_experiment_states_now(swept
     assert after.carbon.g_per_kwh == 380 and after.trials == before.trials
     run(folder)
     assert Store.open(folder).results().carbon is None
+
+
+@pytest.mark.parametrize("strategy", ["direct", "guided"])
+def test_the_front_of_an_earlier_study_is_tried_first_and_its_numbers_are_not_read(swept, strategy):
+    swept, _ = swept
+    earlier = Store.open(swept).results()
+    wanted = [dict(point.trial.params) for point in Front.of(earlier).finalists(12)]
+    folder = swept.parent / f"warm-{strategy}"
+    experiment = toys.experiment(warm_start=swept.name, strategy=strategy, seed=5, budget={"trials": len(wanted)})
+    notes = [step.note for step in sweep(experiment, folder, swept.parent / ".cache")]
+    assert any("are tried first" in note for note in notes)
+    found = Store.open(folder).results()
+    assert [dict(trial.params) for trial in found.trials] == wanted
+    assert not {trial.evaluation.spent_j for trial in found.trials} & {t.evaluation.spent_j for t in earlier.measured}
+
+
+@pytest.mark.parametrize(("name", "told"), [("nowhere", "no study 'nowhere'"), ("self", "this very study")])
+def test_a_warm_start_from_nothing_is_refused_before_anything_is_trained(tmp_path, name, told):
+    with pytest.raises(AutogreenError, match=told):
+        next(sweep(toys.experiment(warm_start=name), tmp_path / "self", tmp_path / ".cache"))
+    assert not (tmp_path / ".cache").exists()
 
 
 def test_more_budget_goes_on(tmp_path):

@@ -489,3 +489,23 @@ def test_options() -> None:
 
 def test_holes_are_values() -> None:
     assert Hole(options=(1, 2)) == Hole(options=(1, 2)) != replace(Hole(options=(1, 2)), ordered=True)
+
+
+def test_answers_become_parameters_as_far_as_the_space_has_them() -> None:
+    space = SearchSpace.from_json(
+        {
+            "distillation": {"alpha": {"float": {"low": 0.2, "high": 1.0}}, "epochs": {"ordered": [1, 2, 4]}},
+            "runtime": {"engine": {"choice": ["eager", "inductor"]}},
+        }
+    )
+    told = {"distillation.alpha": 0.5, "distillation.epochs": 4, "runtime.engine": "inductor"}
+    params = space.params(told)
+    assert params == {"distillation.alpha": 0.5, "distillation.epochs": 2, "runtime.engine": "inductor"}
+    assert space.shown(params) == told
+    elsewhere = {
+        "distillation.alpha": 0.1,
+        "distillation.epochs": 3,
+        "runtime.engine": "onnx",
+        "quantization[x]": "fp8",
+    }
+    assert space.params(elsewhere) == {}

@@ -60,6 +60,21 @@ def test_guidance_beats_the_stock_sampler_on_a_known_front():
     assert found > 0.95 > direct + 0.05
 
 
+@pytest.mark.parametrize("make", [Direct, lambda space, offers: replaced(space, offers)])
+def test_what_is_offered_comes_first_and_is_completed(make):
+    """One offer says all, the other half of it; the latter's other half is the strategy's affair."""
+    whole = dict.fromkeys(SMALL.space.holes(), "fp8")
+    half = {name: "bf16" for place, name in enumerate(whole) if place % 2}
+    strategy = make(SMALL.space, [SMALL.space.params(whole), SMALL.space.params(half)])
+    first, second = run(SMALL, strategy, 3)[:2]
+    assert first.answers == whole
+    assert {name: second.answers[name] for name in half} == half and set(second.answers) == set(whole)
+
+
+def replaced(space, offers) -> Guided:
+    return Guided(space, SMALL.forecast, offers, seed=0, max_loss=SMALL.max_loss)
+
+
 def test_a_small_space_is_tried_as_a_whole_and_then_repeated():
     tiny = Simulator(layers=3, widths=2, seed=4)
     found = run(tiny, guided(tiny), 12)

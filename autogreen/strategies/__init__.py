@@ -45,6 +45,11 @@ def given(study: "Study") -> int:
     return len({proposal["given"] for proposal in proposals if "given" in proposal})
 
 
+def distinct(proposals: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The first of equals."""
+    return [one for place, one in enumerate(proposals) if one not in proposals[:place]]
+
+
 class Strategy(Protocol):
     """Contract of the family. What is proposed follows from the seed, the trial's number and what was seen alone, so
     that a study which goes on proposes what the uninterrupted one would have."""

@@ -1,5 +1,6 @@
 """The corrected forecast proposes: where, by all that is known, the hypervolume has most to gain.
 
+    offered    policies of an earlier study; choices that it did not have stay as they hurt least
     uniform    where the forecast is in divergences: each scheme everywhere, then levels of pruning; they give the scale
     expected   of the believed front the policy that adds most hypervolume to what was tried
     drawn      the same under a draw from what is believed (Thompson sampling), once the believed front is all tried
@@ -8,7 +9,7 @@
 Holes that the forecast does not know (training, runtime, parallelism) are Optuna's, and learn from every trial.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +17,7 @@ import numpy as np
 from autogreen.measurement import Interval
 from autogreen.samplers import first
 from autogreen.space import SearchSpace
-from autogreen.strategies import Seen, given
+from autogreen.strategies import Seen, distinct, given
 from autogreen.strategies.belief import Belief
 from autogreen.strategies.forecast import Forecast
 from autogreen.strategies.knapsack import Array, solve, standing
@@ -36,28 +37,35 @@ Weights = tuple[Array | None, Array | None]
 
 
 class Guided:
-    """max_loss: the quality floor as a loss; beyond it nothing counts. dearest: energy ratio beyond which nothing
-    counts."""
+    """offers: parameters for Optuna. max_loss: the quality floor as a loss; beyond it nothing counts. dearest: energy
+    ratio beyond which nothing counts."""
 
     def __init__(
-        self, space: SearchSpace, forecast: Forecast, *, seed: int, max_loss: float, dearest: float = 1.0
+        self,
+        space: SearchSpace,
+        forecast: Forecast,
+        offers: Sequence[Mapping[str, Any]] = (),
+        *,
+        seed: int,
+        max_loss: float,
+        dearest: float = 1.0,
     ) -> None:
         self.space, self.forecast, self.seed = space, forecast, seed
         self.corner = (max_loss, float(np.log(dearest)))
-        proposals = list(first(space)) if forecast.unit == "divergence" else []
-        self.uniform = [one for place, one in enumerate(proposals) if one not in proposals[:place]]
+        uniform = list(first(space)) if forecast.unit == "divergence" else []
+        self.given, self.offered = distinct([*offers, *uniform]), len(offers)
         self.belief = Belief.of(forecast)
         self.known = self.weighed = 0
         self.picks = np.zeros((0, len(forecast.choices)), np.int64)  # tried so far
 
     def enqueue(self, study: "Study", number: int, seen: Sequence[Seen]) -> None:
         self._learn(seen)
-        if (place := given(study)) < len(self.uniform):
-            uniform = self.uniform[place]
-            picks = self.forecast.picks([self.space.shown(uniform)])[0]
-            known = {choice.name for choice in self.forecast.choices}
-            others = {name: value for name, value in uniform.items() if name not in known}
-            told = {"turn": "uniform", "given": place}
+        if (place := given(study)) < len(self.given):
+            proposal = self.given[place]
+            least = {choice.name: choice.options[int(np.argmin(choice.losses))] for choice in self.forecast.choices}
+            picks = self.forecast.picks([{**least, **self.space.shown(proposal)}])[0]
+            others = {name: value for name, value in proposal.items() if name not in least}
+            told = {"turn": "offered" if place < self.offered else "uniform", "given": place}
         else:
             turn, picks = self._best(np.random.default_rng([self.seed, number]))
             others, told = {}, {"turn": turn}
