@@ -2,18 +2,19 @@
 
     loss  ^   o                     loss    quality loss against the baseline, paired per example; above 0 is worse
           |     o    x              ratio   energy per item over the baseline's, measured in turns
-          |       o     o           o       a member: nothing dominates it
+          |       o     o           o       a member: likely enough, nothing dominates it
           |    x      o             x       dominated
           +------------------> ratio
 
-A dominates B: A's means are no worse than B's on both axes, and on at least one axis A's 95 % interval lies wholly
-below B's. The front is what is measured, feasible and not dominated so. By means alone noise would decide: a lucky
-window throws a better policy out, and 20 to 50 % of such a front's members are truly dominated by others. Here two
-policies that cannot be told apart both stay, and say so (`ties`); what is *proven* distinct is `steps`.
+By means alone noise would decide: a lucky window throws a better policy out. So each policy has a probability of being
+on the true front, as far as the intervals of all tell (see `membership`), and a member is what is measured, feasible
+and on it with a probability of at least 0.1. Where policies lie close together all of them are likely enough and none
+is certain: `ties` names those that cannot be told apart; what is *proven* distinct is `steps`.
 
-Two rounds. The search's own measurements decide who stands; what is beaten there never returns, so its artifact can be
-deleted. Then, among those, a published trial counts with its fresh energy: measured after it was chosen, it is free of
-the luck that got it chosen. Joules per item are ratio × the baseline's, so that drift between windows cancels.
+Two rounds. The search's own measurements decide who stands (a probability of at least 0.02); what falls there never
+returns, so its artifact can be deleted. Then, among those, a published trial counts with its fresh energy: measured
+after it was chosen, it is free of the luck that got it chosen. Joules per item are ratio × the baseline's, so that
+drift between windows cancels.
 """
 
 import math
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Front", "Point", "dominates", "hypervolume", "progress"]
 
+STANDING = 0.02  # a probability below which a policy is beaten for sure
+MEMBER = 0.1  # from here on it belongs to the front
 RULES = ("knee", "cheapest", "cheapest:loss<=0.01", "best", "best:energy<=0.002", "a member's id")
 
 
@@ -58,8 +61,14 @@ def progress(results: Results) -> list[tuple[int, float]]:
     return found
 
 
+def _probabilities(points: list[Point]) -> list[float]:
+    from autogreen.membership import probabilities  # numpy: a front is also opened where nothing is computed
+
+    return probabilities(points)
+
+
 def standing(results: Results) -> dict[str, Point]:
-    """By id: what is feasible and, as the search measured it, not dominated by anything; cheapest first.
+    """By id: what is feasible and, as the search measured it, not beaten for sure; cheapest first.
 
     More trials only ever take away from what stands among the trials so far.
     """
@@ -68,7 +77,8 @@ def standing(results: Results) -> dict[str, Point]:
         if trial.feasible and (point := place_trial(results, trial, fresh=False)) is not None:
             found.setdefault(point.id, point)
     candidates = sorted(found.values(), key=_cheapest_first)
-    return {point.id: point for point in candidates if not any(dominates(other, point) for other in candidates)}
+    likely = zip(candidates, _probabilities(candidates), strict=True)
+    return {point.id: point for point, probability in likely if probability >= STANDING}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +111,8 @@ class Front:
             if (point := place_trial(results, trial)) is not None:
                 points.setdefault(point.id, point)
         stand = sorted((points[name] for name in standing(results) if name in points), key=_cheapest_first)
-        chosen = [point for point in stand if not any(dominates(other, point) for other in stand)]
+        likely = zip(stand, _probabilities(stand), strict=True)
+        chosen = [replace(point, probability=share) for point, share in likely if share >= MEMBER]
         members = tuple(replace(point, ties=_ties(point, chosen)) for point in chosen)
         held = {point.id for point in members}
         controls = [place(results, found, name) for name, found in results.controls.items()]
@@ -195,14 +206,13 @@ class Front:
 
     def finalists(self, count: int) -> list[Point]:
         """Members to look at more closely: the knee, which is exported unless something else is asked for; those proven
-        distinct; then the others, evenly from cheapest to best."""
+        distinct; then those whose place is least certain."""
         if not self.members:
             return []
         knee = self.pick("knee")
         first = [knee, *(point for point in self.steps if point.id != knee.id)][:count]
-        others = [point for point in self.members if point not in first]
-        room = count - len(first)
-        return [*first, *(others if len(others) <= room else [others[i * len(others) // room] for i in range(room)])]
+        others = sorted((point for point in self.members if point not in first), key=_certainty)
+        return [*first, *others[: count - len(first)]]
 
     def _bounded(self, rule: str, kind: str, number: str) -> Point:
         try:
@@ -284,6 +294,7 @@ class Front:
     def _told_member(self, point: Point) -> dict[str, Any]:
         told = {
             "id": point.id,
+            "probability": point.probability,
             **_told(point, self.results.carbon),
             "policy": point.trial.policy if point.trial else None,
             "kernels": [asdict(kernel) for kernel in point.evaluation.kernels],
@@ -304,6 +315,10 @@ class Front:
 
 def _cheapest_first(point: Point) -> tuple[float, float, str]:
     return point.ratio.mean, point.loss.mean, point.id
+
+
+def _certainty(point: Point) -> float:
+    return abs((point.probability or 0.0) - 0.5)
 
 
 def _overlap(a: Interval, b: Interval) -> bool:

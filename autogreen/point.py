@@ -17,7 +17,8 @@ class Point:
 
     loss: against the baseline, above 0 is worse. ratio: energy per item over the baseline's.
     energy_per_item_j: ratio × the baseline's mean. range_per_item_j: the same, widened by the meter's own range.
-    ties: ids of the members that this one cannot be told from.
+    ties: ids of the members that this one cannot be told from. probability: of being on the true front; None where
+    that was not asked.
     """
 
     id: str
@@ -30,6 +31,7 @@ class Point:
     trial: TrialResult | None = None
     published: Published | None = None
     ties: tuple[str, ...] = ()
+    probability: float | None = None
 
     @property
     def quality(self) -> Interval:

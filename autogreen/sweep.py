@@ -33,8 +33,8 @@ from autogreen.policy import FORMAT
 from autogreen.proposals import Proposals, recall
 from autogreen.space import SearchSpace
 from autogreen.store import Store, writing
+from autogreen.strategies import WASTED
 
-WASTED = 300  # proposals in a row that cost nothing (repeats, refusals) before the space counts as exhausted
 HOPELESS = 20  # trials in a row that fail before the search gives up
 KEEP_BYTES = 5e9  # artifacts kept on disk
 

@@ -10,8 +10,8 @@ from autogreen.wording import plain_spread, quantity, spread, times
 
 
 def front_table(front: Front) -> Table:
-    """Members, then what they are compared with. ● proven distinct from the other ●, ○ not. floor: times the least
-    energy that the work can cost here, where that is known."""
+    """Members, then what they are compared with. ● proven distinct from the other ●, ○ not; and how likely it is on the
+    true front. floor: times the least energy that the work can cost here, where that is known."""
     results, estimated = front.results, front.results.tier == "estimated"
     table = Table(title=Text(f"{results.study}: {results.task}, energy {results.tier}"), caption=Text(_bill(front)))
     energy = f"energy per {results.item}, {results.tier}" + (" (95 %; possible)" if estimated else " (95 %)")
@@ -36,6 +36,8 @@ def front_table(front: Front) -> Table:
             "" if size is None else quantity(size, "B"),
             point.words,
         )
+        if point.probability is not None:
+            cells = (f"{mark} {point.probability:.0%}", *cells[1:])
         table.add_row(*(Text(cell) for cell in cells))
 
     steps = {point.id for point in front.steps}

@@ -7,14 +7,18 @@ import random
 import subprocess
 import sys
 from dataclasses import asdict, replace
+from statistics import NormalDist
 from typing import Any
 
+import numpy as np
 import pytest
 
 from autogreen.errors import ConfigError, StudyError
 from autogreen.evaluation import Evaluation, Published
-from autogreen.front import Front, dominates, hypervolume, progress, standing
+from autogreen.front import Front, hypervolume, progress, standing
 from autogreen.measurement import Interval
+from autogreen.membership import probabilities
+from autogreen.point import place_trial
 from autogreen.results import Results, TrialResult
 from autogreen.testing import scripted_evaluation, scripted_results
 from autogreen.wording import plain_spread, quantity, spread, words
@@ -53,27 +57,39 @@ def test_what_is_clearly_beaten_leaves_and_what_is_within_noise_stays() -> None:
     assert by_number[1].ties == ()
 
 
-def test_beyond_noise_in_one_axis_is_enough_but_worse_in_the_other_mean_is_not() -> None:
-    found = front((0.010, 0.50), (0.0101, 0.60), (0.0099, 0.70), noise=(0.002, 0.02))
-    assert numbers(found) == [0, 2]
-    first, last = found.members
-    assert not dominates(first, last) and not dominates(last, first) and not dominates(first, first)
+@pytest.mark.parametrize(("loss", "ratio"), [(0.010, 0.51), (0.0105, 0.505), (0.012, 0.49), (0.02, 0.6)])
+def test_of_two_the_probability_is_the_closed_form(loss: float, ratio: float) -> None:
+    """B is dominated where both differences, each normal, come out below 0."""
+    places = [(0.010, 0.50), (loss, ratio)]
+    first, second = (place_trial(results, trial) for results in [scripted_results(places)] for trial in results.trials)
+    assert first is not None and second is not None
+    worse = NormalDist(loss - 0.010, math.hypot(0.002, 0.002) / 1.96).cdf(0)
+    spread = [math.log(point.ratio.high / point.ratio.low) / 2 / 1.96 for point in (first, second)]
+    dearer = NormalDist(math.log(ratio / 0.50), math.hypot(*spread)).cdf(0)
+    expected = [1 - worse * dearer, 1 - (1 - worse) * (1 - dearer)]
+    assert probabilities([first, second]) == pytest.approx(expected, abs=0.04)  # of 1,000 draws
 
 
 def test_membership_is_the_definition_on_random_points() -> None:
-    chance = random.Random(1)
+    """Draws of our own, every pair looked at: who is undominated in a tenth of them."""
+    chance, rng = random.Random(1), np.random.default_rng(5)
     places = [(chance.uniform(0, 0.05), chance.uniform(0.1, 1.5)) for _ in range(60)]
     found = front(*places, noise=(0.004, 0.1))
-
-    def beats(a: tuple[float, float], b: tuple[float, float]) -> bool:
-        clear = a[0] + 0.004 < b[0] - 0.004 or a[1] * 1.1 < b[1] * 0.9
-        return a[0] <= b[0] and a[1] <= b[1] and clear
-
-    expected = {i for i, place in enumerate(places) if not any(beats(other, place) for other in places)}
-    assert set(numbers(found)) == expected
+    means = np.array([(loss, math.log(ratio)) for loss, ratio in places])
+    errors = np.array([0.004, (math.log(1.1) - math.log(0.9)) / 2]) / 1.96
+    held = np.zeros(60)
+    for _ in range(1000):
+        drawn = means + errors * rng.standard_normal((60, 2))
+        held += [not (drawn < place).all(1).any() for place in drawn]
+    shares = {point.trial.number: point.probability for point in found.members if point.trial}
+    assert all(share == pytest.approx(held[number] / 1000, abs=0.06) for number, share in shares.items())
+    assert {i for i in range(60) if held[i] > 160} <= set(shares) <= {i for i in range(60) if held[i] > 40}
     assert len(found.members) + len(found.others) == 60
-    by_means = {i for i, a in enumerate(places) if not any(b != a and b[0] <= a[0] and b[1] <= a[1] for b in places)}
-    assert by_means < expected  # noise keeps more, and loses none
+
+
+def test_equals_stay_both_and_what_has_no_spread_is_decided_by_means() -> None:
+    found = front((0.01, 0.5), (0.01, 0.5), (0.02, 0.6), (0.02, 0.4), noise=(0.0, 0.0))
+    assert numbers(found) == [3, 0, 1] and {point.probability for point in found.members} == {1.0}
 
 
 def test_steps_are_the_longest_chain_and_pairwise_proven() -> None:
@@ -120,7 +136,7 @@ def test_a_trial_that_is_not_finite_never_enters() -> None:
 
 
 def test_a_published_member_counts_with_its_fresh_energy() -> None:
-    results = scripted_results([(0.0, 0.5), (0.01, 0.2), (0.012, 0.22)])
+    results = scripted_results([(0.0, 0.5), (0.01, 0.2), (0.016, 0.22)])
     evaluation = results.trials[1].evaluation
     assert evaluation is not None
     fresh = published(
@@ -318,7 +334,7 @@ def test_json_is_the_promised_object() -> None:
     told |= {"net_energy_per_item_j", "energy_per_item_wh", "energy_delay_js"}
     assert set(data["baseline"]) == set(data["plain"]) == told
     assert set(data["controls"]["scratch"]) == told | {"quality_loss"}
-    assert set(data["front"][1]) == told | {"id", "policy", "kernels", "layers", "quality_loss"}
+    assert set(data["front"][1]) == told | {"id", "probability", "policy", "kernels", "layers", "quality_loss"}
     assert data["front"][0]["test"] == {"quality": 0.9, "quality_loss": {"mean": 0.001, "low": 0.0, "high": 0.002}}
     assert data["front"][0]["energy_per_item_j"]["tier"] == "estimated"
     assert data["front"][0]["energy_per_item_j"]["mean"] == pytest.approx(0.15e-3)

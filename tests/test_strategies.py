@@ -75,10 +75,12 @@ def replaced(space, offers) -> Guided:
     return Guided(space, SMALL.forecast, offers, seed=0, max_loss=SMALL.max_loss)
 
 
-def test_a_small_space_is_tried_as_a_whole_and_then_repeated():
+@pytest.mark.parametrize("make", [lambda s: Direct(s.space), guided])
+def test_a_small_space_is_tried_as_a_whole_and_no_policy_twice(make):
     tiny = Simulator(layers=3, widths=2, seed=4)
-    found = run(tiny, guided(tiny), 12)
-    assert len({tuple(trial.answers.values()) for trial in found}) == 8
+    found = run(tiny, make(tiny), 12)
+    assert len(found) == len({tuple(trial.answers.values()) for trial in found}) == 8
+    assert [trial.number for trial in found] == list(range(8))
 
 
 def test_a_forecast_in_divergences_gets_its_scale_from_uniform_policies():

@@ -27,6 +27,8 @@ STRATEGIES = Table(
     },
 )
 
+WASTED = 300  # proposals in a row that cost nothing (repeats, refusals) before the space counts as exhausted
+
 
 @dataclass(frozen=True, kw_only=True)
 class Seen:
