@@ -1,5 +1,6 @@
 """The training loop: schedules by their formulas, mixed precision, early stop, and what ends a training."""
 
+import copy
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -387,6 +388,42 @@ def test_only_weights_of_four_dimensions_are_laid_out_for_convolutions() -> None
     model = Volume()
     trained(model, task_of(data))
     assert model.strides == {True} and all(parameter.is_contiguous() for parameter in model.parameters())
+
+
+class Narrow(nn.Module):
+    """A strided convolution of one pixel, of a few channels, as a pruned shortcut is. strides: of its weight while it
+    was trained, and of the gradients that came back."""
+
+    def __init__(self, inside: int) -> None:
+        super().__init__()
+        self.stem, self.short = nn.Conv2d(3, inside, 3, padding=1), nn.Conv2d(inside, 32, 1, stride=2, bias=False)
+        self.head = nn.Linear(32, 5)
+        self.last: set[bool] = set()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.last.add(self.stem.weight.is_contiguous(memory_format=torch.channels_last))
+        return self.head(self.short(self.stem(x).relu()).relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize("inside", [1, 4, 7, 8, 15])
+def test_narrow_strided_convolutions_are_not_trained_in_channels_last(inside: int) -> None:
+    """oneDNN writes past a buffer there. Their gradients are those of float64, which it does not compute."""
+    torch.manual_seed(0)
+    generator = torch.Generator().manual_seed(1)
+    data = [(torch.randn(64, 3, 16, 16, generator=generator), torch.arange(64) % 5) for _ in range(4)]
+    model = Narrow(inside)
+    reference = copy.deepcopy(model).double()
+    for images_, labels in data:
+        cross_entropy(reference(images_.double()), (images_, labels)).backward()
+    seen: list[Tensor] = []
+    model.short.weight.register_hook(lambda gradient: seen.append(gradient.detach().clone()))
+    trained(model, task_of(data), epochs=1, learning_rate=1e-9, schedule="constant")
+    assert model.last == {False}
+    expected = reference.short.weight.grad
+    assert expected is not None and torch.allclose(sum(seen).double(), expected, rtol=1e-3, atol=1e-6)  # type: ignore[union-attr]
+    wide = Narrow(16)
+    trained(wide, task_of(data), epochs=1)
+    assert wide.last == {True}
 
 
 def test_a_trained_model_holds_no_gradients() -> None:

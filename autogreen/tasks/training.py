@@ -74,7 +74,8 @@ def train(
         model.requires_grad_(True)  # frozen as a whole, for inference; single frozen layers stay so
     stored = _raise_to_float32(model.to(device))
     feeding = model.register_forward_pre_hook(_float32_inputs, with_kwargs=True) if stored else None
-    _lay_out(model, torch.channels_last)  # convolutions run faster so
+    if not any(_overruns(module) for module in model.modules()) or device != "cpu":
+        _lay_out(model, torch.channels_last)  # convolutions run faster so
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=1e-2, fused=True)
     steps = max(2, epochs * count(task.batches("train", first_epoch)))
@@ -198,6 +199,18 @@ def _raise_to_float32(model: nn.Module) -> list[tuple[Tensor, torch.dtype]]:
     for tensor, _ in stored:
         tensor.data = tensor.data.float()
     return stored
+
+
+def _overruns(module: nn.Module) -> bool:
+    """Whether oneDNN would write past a buffer when it takes this layer's gradient in channels-last: wrong gradients at
+    best, a broken heap at worst. So it does for strided convolutions of one pixel with fewer inputs than a vector
+    register holds: 8 with AVX2, 16 with AVX-512.
+
+    Source: https://github.com/uxlfoundation/oneDNN/issues/6035 (open when this was written; in torch 2.11 and 2.13).
+    """
+    if not isinstance(module, nn.Conv2d):
+        return False
+    return set(module.kernel_size) == {1} and max(module.stride) > 1 and module.in_channels // module.groups < 16
 
 
 def _lay_out(model: nn.Module, layout: torch.memory_format) -> None:
