@@ -1,5 +1,8 @@
 """A guided sweep on a toy: probes first, then trials that the forecast proposes; killed, and going on."""
 
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -110,3 +113,39 @@ def test_a_space_of_which_nothing_can_be_probed_is_refused(tmp_path: Path) -> No
 def test_an_unknown_strategy_is_answered_with_the_nearest() -> None:
     with pytest.raises(ConfigError, match="Did you mean 'guided'"):
         toys.experiment(strategy="guide")
+
+
+@pytest.mark.parametrize("stage", ["controls", "probing", "finalists"])
+def test_a_search_killed_at_any_stage_goes_on(tmp_path: Path, stage: str) -> None:
+    """kill -9 on the coordinator, whose worker dies with it, and the same command again."""
+    code = f"""
+import sys; sys.path.insert(0, {str(Path(toys.__file__).parent)!r})
+import cloudpickle, toys; cloudpickle.register_pickle_by_value(toys)
+import subprocess
+import sys
+import time
+from pathlib import Path
+from autogreen.sweep import sweep
+experiment = toys.experiment(executor="local", strategy="guided", space={SPACE!r})
+for step in sweep(experiment, Path({str(tmp_path / "toy")!r}), Path({str(tmp_path)!r})):
+    print(step.stage, step.note, flush=True)
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith(stage):
+            time.sleep(0.2)  # in the middle of the job
+            process.kill()
+            break
+    process.wait()
+    process.stdout.close()
+    before = {name: Store.open(tmp_path / "toy").get(name, {}) for name in ("references", "controls", "probes")}
+    again = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert again.stdout.splitlines()[-1].startswith("done")
+    store = Store.open(tmp_path / "toy")
+    results = store.results()
+    for name, known in before.items():
+        assert {key: store.get(name)[key] for key in known} == known  # what was known was not measured again
+    assert len(results.trials) == 4 == len({trial.evaluation.key for trial in results.trials if trial.evaluation})
+    assert len(store.get("probes")) == 4
+    assert set(store.get("finalists")["keys"]) <= set(results.published)
