@@ -15,6 +15,7 @@ device: cpu                                  # or cuda:0; by default the first G
 training_device: cuda:0                      # where policies are trained, by default the same; billed, never measured
 executor: local
 finalists: 6                                 # front members measured afresh and judged on the test split
+seeds: 1                                     # trainings of each finalist, its first among them, judged on test
 tracking: null                               # an MLflow server; by default sqlite beside the runs
 carbon: {g_per_kwh: 380, source: "..., 2025"}  # grams of CO2 equivalent; absent: none is told anywhere
 """
@@ -113,6 +114,7 @@ class Experiment:
     training_device: str | None = None
     executor: str = "local"
     finalists: int = 6
+    seeds: int = 1
     tracking: str | None = None
     carbon: Carbon | None = None
 
@@ -133,6 +135,8 @@ class Experiment:
             raise ConfigError(f"unknown executor {self.executor!r}.{nearest(self.executor, EXECUTORS)} Known: {known}.")
         if self.finalists < 0:
             raise ConfigError(f"finalists must be 0 or more, not {self.finalists!r}.")
+        if not 1 <= self.seeds <= 100:
+            raise ConfigError(f"seeds must be from 1 to 100, not {self.seeds!r}.")
         if not 0 <= self.seed < 2**32:
             raise ConfigError(f"seed must be from 0 to 4294967295, not {self.seed!r}.")
         batches = [batch for batch in self.space.options("parallelism", "batch") if batch is not None]
@@ -181,6 +185,7 @@ _SCALARS = {
     "warm_start": str,
     "executor": str,
     "finalists": int,
+    "seeds": int,
     "tracking": str,
     "meter": dict,
 }

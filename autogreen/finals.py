@@ -1,9 +1,11 @@
-"""The end of a search: front members and controls measured afresh, and judged once on the test split."""
+"""The end of a search: front members and controls measured afresh, and judged once on the test split; and members
+trained again from other seeds, which tells what of a result was the seed's luck. What ships is the first's artifact."""
 
 from collections.abc import Iterator
+from typing import Any
 
 from autogreen.errors import EvaluationError, MeterError
-from autogreen.evaluation import Evaluation
+from autogreen.evaluation import Evaluation, Request
 from autogreen.front import Front
 from autogreen.jobs import Jobs
 from autogreen.measurement import Protocol
@@ -19,12 +21,46 @@ def finalists(jobs: Jobs, store: Store, wanted: int, protocol: Protocol) -> Iter
         if evaluation.key in published:
             continue
         yield f"measuring {evaluation.effect.id} again, on the test split"
-        arguments = {"evaluation": evaluation, "reference": baseline(store).key, "protocol": protocol}
         try:
-            published[evaluation.key] = jobs.call("publish", arguments).to_json()
+            published[evaluation.key] = _published(jobs, store, evaluation, protocol)
             store.put("published", published)
         except (EvaluationError, MeterError) as error:
             yield f"{evaluation.effect.id} was not measured again: {error}"
+
+
+def from_other_seeds(jobs: Jobs, store: Store, seeds: int, protocol: Protocol) -> Iterator[str]:
+    """Train what was published and is trained at all from so many seeds, its own among them, and judge each on the test
+    split; tell which is next."""
+    known: dict[str, dict[str, Any]] = store.get("seeds", {})
+    for evaluation in _trained(store):
+        mine = known.setdefault(evaluation.key, {})
+        for seed in range(evaluation.seed + 1, evaluation.seed + seeds):
+            if str(seed) in mine:
+                continue
+            yield f"training {evaluation.effect.id} from seed {seed}"
+            request = Request(effect=evaluation.effect, seed=seed, reference=baseline(store).key)
+            try:
+                mine[str(seed)] = _published(jobs, store, jobs.evaluate(request), protocol)
+                store.put("seeds", known)
+            except (EvaluationError, MeterError) as error:
+                yield f"{evaluation.effect.id} from seed {seed}: {error}"
+
+
+def _published(jobs: Jobs, store: Store, evaluation: Evaluation, protocol: Protocol) -> dict[str, Any]:
+    arguments = {"evaluation": evaluation, "reference": baseline(store).key, "protocol": protocol}
+    found: dict[str, Any] = jobs.call("publish", arguments).to_json()
+    return found
+
+
+def _trained(store: Store) -> list[Evaluation]:
+    """Published members that more than one training could have given."""
+    results = store.results()
+    found = [trial.evaluation for trial in results.measured if trial.evaluation is not None]
+    return [
+        evaluation
+        for evaluation in found
+        if evaluation.key in results.published and evaluation.effect.parts.get("distillation", {}).get("epochs")
+    ]
 
 
 def _chosen(store: Store, wanted: int) -> list[Evaluation]:

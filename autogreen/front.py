@@ -304,6 +304,8 @@ class Front:
         if point.published:
             test, test_loss = point.published.test, point.published.test_loss
             told["test"] = {"quality": test.mean, "quality_loss": asdict(test_loss)}
+        if over := point.test_loss_over_seeds:
+            told["test"]["over_seeds"] = {"trainings": 1 + len(point.seeds), "quality_loss": asdict(over)}
         return told
 
     def table(self) -> "Table":

@@ -1,7 +1,8 @@
 """Point: something measured, placed on the two axes of a front; when one dominates another; the area they cover."""
 
 import math
-from collections.abc import Iterable
+import statistics
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 
 from autogreen.carbon import J_PER_WH, Carbon
@@ -17,6 +18,7 @@ class Point:
 
     loss: against the baseline, above 0 is worse. ratio: energy per item over the baseline's.
     energy_per_item_j: ratio × the baseline's mean. range_per_item_j: the same, widened by the meter's own range.
+    seeds: the same policy trained from other seeds.
     ties: ids of the members that this one cannot be told from. probability: of being on the true front; None where
     that was not asked.
     """
@@ -30,6 +32,7 @@ class Point:
     energy_per_item_j: Interval
     trial: TrialResult | None = None
     published: Published | None = None
+    seeds: tuple[Published, ...] = ()
     ties: tuple[str, ...] = ()
     probability: float | None = None
 
@@ -46,6 +49,14 @@ class Point:
     def proven_loss(self) -> float:
         """Upper end of the loss interval: on test data once published, on validation before."""
         return (self.published.test_loss if self.published else self.loss).high
+
+    @property
+    def test_loss_over_seeds(self) -> Interval | None:
+        """Mean over trainings from several seeds, and Student's 95 % interval of it: how far a seed's luck carries.
+        It does not hold the luck of the test examples, which all trainings share. None for a single training."""
+        if self.published is None or not self.seeds:
+            return None
+        return mean_of([found.test_loss.mean for found in (self.published, *self.seeds)])
 
     @property
     def net_energy_per_item_j(self) -> Interval | None:
@@ -152,7 +163,16 @@ def place_trial(results: Results, trial: TrialResult, fresh: bool = True) -> Poi
     if found is None or trial.state != "measured":
         return None
     point = place(results, found, found.effect.id, results.published.get(found.key) if fresh else None)
-    return None if point is None else replace(point, trial=trial)
+    return None if point is None else replace(point, trial=trial, seeds=results.seeds.get(found.key, ()))
+
+
+def mean_of(values: Sequence[float]) -> Interval:
+    """Of two or more independent values: their mean, and Student's 95 % interval."""
+    from scipy.stats import t  # slow to load, seldom needed
+
+    mean = statistics.fmean(values)
+    half = float(t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
+    return Interval(mean=mean, low=mean - half, high=mean + half)
 
 
 def _difference(a: Interval, b: Interval) -> Interval:

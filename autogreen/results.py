@@ -49,11 +49,11 @@ class Bill:
 
 @dataclass(frozen=True, kw_only=True)
 class Results:
-    """item: what is counted. baseline: the reference in its best runtime; plain: in plain use (eager).
-    controls: by name. published: by evaluation key. reference_point: (loss, energy ratio) of the hypervolume, fixed
-    when the study began. max_loss: the quality floor, as a loss against the baseline, or None. experiment: as resolved.
-    between: of two evaluation keys, by how much the first loses more than the second on the same validation examples;
-    None where the scores are gone.
+    """item: what is counted. baseline: the reference in its best runtime; plain: in plain use (eager). controls: by
+    name. published: by evaluation key; seeds: by the same, the trainings from other seeds. reference_point: (loss,
+    energy ratio) of the hypervolume, fixed when the study began. max_loss: the quality floor, as a loss against the
+    baseline, or None. experiment: as resolved. between: of two evaluation keys, by how much the first loses more than
+    the second on the same validation examples; None where the scores are gone.
     """
 
     study: str
@@ -69,6 +69,7 @@ class Results:
     controls: Mapping[str, Evaluation]
     trials: tuple[TrialResult, ...]
     published: Mapping[str, Published]
+    seeds: Mapping[str, tuple[Published, ...]] = field(default_factory=dict, kw_only=True)
     reference_point: tuple[float, float]
     max_loss: float | None
     bill: Bill

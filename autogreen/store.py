@@ -230,6 +230,10 @@ class Store:
             controls={name: Evaluation.from_json(data) for name, data in self.get("controls", {}).items()},
             trials=tuple(_result(trial) for trial in self.trials()),
             published={key: Published.from_json(data) for key, data in self.get("published", {}).items()},
+            seeds={
+                key: tuple(Published.from_json(data) for data in found.values())
+                for key, found in self.get("seeds", {}).items()
+            },
             reference_point=tuple(facts["reference_point"]),
             max_loss=facts["max_loss"],
             bill=self.bill,

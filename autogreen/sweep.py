@@ -222,6 +222,8 @@ class _Run:
         longer = self.experiment.protocol.final()
         for note in finals.finalists(self.jobs, self.store, self.experiment.finalists, longer):
             yield self.progress("finalists", note)
+        for note in finals.from_other_seeds(self.jobs, self.store, self.experiment.seeds, longer):
+            yield self.progress("finalists", note)
         yield self.progress("done")
 
     def refuse_if_nothing_is_feasible(self) -> None:

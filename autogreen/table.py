@@ -24,11 +24,14 @@ def front_table(front: Front) -> Table:
         if estimated:
             possible = point.range_per_item_j
             joules += f"\n{quantity(possible.low, 'J')} to {quantity(possible.high, 'J')}"
+        loss = plain_spread(point.loss)
+        if over := point.test_loss_over_seeds:
+            loss += f"\ntest, {1 + len(point.seeds)} trainings: {plain_spread(over)}"
         cells = (
             mark,
             point.name,
             f"{point.quality.mean:.4f}",
-            plain_spread(point.loss),
+            loss,
             joules,
             f"{point.ratio.mean:.3f}",
             *("" if point.times_above_floor is None else times(point.times_above_floor) for _ in floor),

@@ -150,6 +150,29 @@ def test_a_published_member_counts_with_its_fresh_energy() -> None:
     assert [point.trial.number for point in found.others if point.trial] == [2]
 
 
+def test_trainings_from_other_seeds_give_an_interval_of_their_own() -> None:
+    """Losses 0.01, 0.02, 0.03 on test: mean 0.02, Student's t of 2 degrees of freedom 4.303 (a table's)."""
+    results = scripted_results([(0.01, 0.5)])
+    evaluation = results.trials[0].evaluation
+    assert evaluation is not None
+    ratio = Interval(mean=0.5, low=0.49, high=0.51)
+    found = [
+        published(evaluation, loss=Interval(mean=loss, low=0.0, high=0.05), ratio=ratio)[evaluation.key]
+        for loss in (0.01, 0.02, 0.03)
+    ]
+    (point,) = Front.of(replace(results, published={evaluation.key: found[0]})).members
+    assert point.test_loss_over_seeds is None
+    both = replace(results, published={evaluation.key: found[0]}, seeds={evaluation.key: tuple(found[1:])})
+    (point,) = Front.of(both).members
+    over = point.test_loss_over_seeds
+    assert over is not None and over.mean == pytest.approx(0.02)
+    assert over.high - over.mean == pytest.approx(4.303 * 0.01 / math.sqrt(3), rel=1e-3)
+    told = Front.of(both).to_json()["front"][0]["test"]["over_seeds"]
+    assert told == {"trainings": 3, "quality_loss": pytest.approx(asdict(over))}
+    cells = [str(cell) for column in Front.of(both).table().columns for cell in column.cells]
+    assert any("test, 3 trainings:" in cell for cell in cells)
+
+
 def test_what_is_published_can_beat_what_stands_but_bring_nothing_back() -> None:
     chance = random.Random(2)
     results = scripted_results([(chance.uniform(0, 0.05), chance.uniform(0.1, 1.0)) for _ in range(30)])
