@@ -18,6 +18,7 @@ from autogreen.measurement import Interval
 
 DRAWS = 1000
 AT_ONCE = 100
+SURE = 3.5  # standard errors that no draw of note goes beyond, on both sides
 STANDARD_ERRORS = 2 * 1.96  # in a 95 % interval
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -41,12 +42,27 @@ def probabilities(points: Sequence[Placed]) -> list[float]:
     if not points:
         return []
     loss, energy = _axis([point.loss for point in points]), _axis([_logarithm(point.ratio) for point in points])
-    errors = [np.random.default_rng(zlib.crc32(point.id.encode())).standard_normal((DRAWS, 2)) for point in points]
-    held = np.zeros(len(points))
+    near = np.flatnonzero(_in_reach(loss, energy))  # the others are beaten in every draw, by what beats theirs too
+    loss, energy = (tuple(side[near] for side in axis) for axis in (loss, energy))
+    names = [points[int(place)].id.encode() for place in near]
+    errors = [np.random.default_rng(zlib.crc32(name)).standard_normal((DRAWS, 2)) for name in names]
+    held = np.zeros(len(near))
     for start in range(0, DRAWS, AT_ONCE):
         drawn = np.stack([error[start : start + AT_ONCE] for error in errors], axis=1)
         held += _undominated(loss[0] + loss[1] * drawn[..., 0], energy[0] + energy[1] * drawn[..., 1]).sum(0)
-    return [float(count) for count in held / DRAWS]
+    shares = np.zeros(len(points))
+    shares[near] = held / DRAWS
+    return [float(share) for share in shares]
+
+
+def _in_reach(loss: tuple[Array, Array], energy: tuple[Array, Array]) -> Array:
+    """What is not beaten even at its best, by another at its worst: bool [n]."""
+    worst, order = loss[0] + SURE * loss[1], np.argsort(loss[0] + SURE * loss[1])
+    least = np.minimum.accumulate((energy[0] + SURE * energy[1])[order])
+    before = np.searchsorted(worst[order], loss[0] - SURE * loss[1], side="left")  # strictly worse in loss
+    floor = np.concatenate([[np.inf], least])[before]
+    held: Array = energy[0] - SURE * energy[1] <= floor
+    return held
 
 
 def _undominated(losses: Array, energies: Array) -> Array:

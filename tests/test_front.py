@@ -87,6 +87,14 @@ def test_membership_is_the_definition_on_random_points() -> None:
     assert len(found.members) + len(found.others) == 60
 
 
+def test_what_is_far_behind_does_not_change_what_is_told_of_the_others() -> None:
+    near = [(0.05 - 0.002 * i, 0.2 + 0.03 * i) for i in range(20)]
+    alone = {point.id: point.probability for point in front(*near).members}
+    beside = front(*near, *[(0.3 + 0.001 * i, 5.0) for i in range(50)])
+    assert {point.id: point.probability for point in beside.members} == alone
+    assert len(beside.others) >= 50
+
+
 def test_equals_stay_both_and_what_has_no_spread_is_decided_by_means() -> None:
     found = front((0.01, 0.5), (0.01, 0.5), (0.02, 0.6), (0.02, 0.4), noise=(0.0, 0.0))
     assert numbers(found) == [3, 0, 1] and {point.probability for point in found.members} == {1.0}
