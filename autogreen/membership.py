@@ -43,7 +43,7 @@ def probabilities(points: Sequence[Placed]) -> list[float]:
         return []
     loss, energy = _axis([point.loss for point in points]), _axis([_logarithm(point.ratio) for point in points])
     near = np.flatnonzero(_in_reach(loss, energy))  # the others are beaten in every draw, by what beats theirs too
-    loss, energy = (tuple(side[near] for side in axis) for axis in (loss, energy))
+    loss, energy = ((axis[0][near], axis[1][near]) for axis in (loss, energy))
     names = [points[int(place)].id.encode() for place in near]
     errors = [np.random.default_rng(zlib.crc32(name)).standard_normal((DRAWS, 2)) for name in names]
     held = np.zeros(len(near))
