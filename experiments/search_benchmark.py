@@ -58,7 +58,7 @@ def predicted(simulator: Simulator, count: int) -> list[dict[str, Any]]:
     """Parameters of the points that cover most of the predicted front's hypervolume, one after the other."""
     chain, corner = simulator.forecast.chain, (simulator.max_loss, 0.0)
     picks = solve(chain)
-    places = np.stack([chain.loss(picks), np.log(1.0 + chain.cost(picks))], axis=1)
+    places = np.stack([chain.loss(picks), np.log(np.maximum(1.0 + chain.cost(picks), 1e-3))], axis=1)
     chosen: list[int] = []
     for _ in range(count):
         chosen.append(int(gains(places, places[chosen], corner).argmax()))
