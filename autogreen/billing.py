@@ -18,7 +18,7 @@ LOOK_S = 1.0  # reading the meter at every training step would cost more than it
 class Watch:
     """Times phases, keeps the bill, and raises once a hard cap on seconds or joules is passed.
 
-    seconds, joules: by phase.
+    seconds, joules: by phase; one that runs inside another is not counted to both.
     """
 
     def __init__(self, meter: Meter, limit_s: float | None = None, limit_j: float | None = None) -> None:
@@ -28,6 +28,7 @@ class Watch:
         self._limit_s = limit_s if limit_s is not None else UNLIMITED
         self._limit_j = limit_j if limit_j is not None else UNLIMITED
         self._spent_j = self._power_w = 0.0
+        self._inner_s = self._inner_j = 0.0  # of phases inside the one that is open
         self._began = self._lap_began = time.monotonic()
 
     def __enter__(self) -> "Watch":
@@ -45,11 +46,12 @@ class Watch:
             EvaluationError: a cap was passed before.
         """
         self.check()
-        began, before_j = time.monotonic(), self.spent_j()
-        try:
-            yield
-        finally:
-            self._count(name, began, self.spent_j() - before_j)
+        self.spent_j()
+        with self._counted(name):
+            try:
+                yield
+            finally:
+                self.spent_j()
 
     @contextmanager
     def measuring(self) -> Iterator[Meter]:
@@ -57,13 +59,13 @@ class Watch:
         between them at their mean power."""
         self.check()
         self._lap()
-        tally, began, before_j = Tally(self._meter), time.monotonic(), self._spent_j
-        try:
-            yield tally
-        finally:
-            self._bill(tally.power_w or self._power_w)
-            self._count("measuring", began, self._spent_j - before_j)
-            self._meter.start()
+        tally = Tally(self._meter)
+        with self._counted("measuring"):
+            try:
+                yield tally
+            finally:
+                self._bill(tally.power_w or self._power_w)
+                self._meter.start()
 
     @contextmanager
     def beside(self, other: Meter) -> Iterator[None]:
@@ -94,9 +96,18 @@ class Watch:
         self._meter.start()
         return self._spent_j
 
-    def _count(self, phase: str, began: float, joules: float) -> None:
-        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.monotonic() - began
-        self.joules[phase] = self.joules.get(phase, 0.0) + joules
+    @contextmanager
+    def _counted(self, phase: str) -> Iterator[None]:
+        """Count to a phase what is put on the bill inside, less what phases inside it spend."""
+        began, before_j, outer = time.monotonic(), self._spent_j, (self._inner_s, self._inner_j)
+        self._inner_s = self._inner_j = 0.0
+        try:
+            yield
+        finally:
+            seconds, joules = time.monotonic() - began, self._spent_j - before_j
+            self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds - self._inner_s
+            self.joules[phase] = self.joules.get(phase, 0.0) + joules - self._inner_j
+            self._inner_s, self._inner_j = outer[0] + seconds, outer[1] + joules
 
     def _lap(self) -> None:
         """Close the meter's window; one too short for the meter is billed at the last known power."""

@@ -3,9 +3,10 @@
 import copy
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from autogreen.techniques import TECHNIQUES, Context
+from autogreen.techniques import TECHNIQUES, Context, unseen
 
 if TYPE_CHECKING:
     from torch import nn
@@ -30,12 +31,16 @@ def compress(parts: Mapping[str, Any], model: "nn.Module", context: Context) -> 
             model = pruning.apply(removal, model, context)
         if not training:
             break
+        final = number == rounds
+        at = context if final else replace(context, look=unseen)  # it has not its final shape yet
+        if final and training["epochs"]:
+            context.look(model, distillation.of_round(training, number)["first_epoch"])
         with ExitStack() as stack:
-            if number == rounds or stop_loss is not None:
+            if final or stop_loss is not None:
                 for section, technique in TECHNIQUES.items():
                     if section in parts:
                         stack.enter_context(technique.aware(parts[section], model, context))
-            model = distillation.apply(distillation.of_round(training, number), model, context)
+            model = distillation.apply(distillation.of_round(training, number), model, at)
             too_much = stop_loss is not None and distillation.excess_loss(model, context) > stop_loss
         if too_much:
             model = before

@@ -1,9 +1,10 @@
 """In a worker: effect -> model -> artifact -> scores, kernels, joules.
 
     start model -> prune -> distil -> quantize -> save -> load -> kernels -> scores -> [gate] -> measure
-                                                   '--- from here on only the artifact is used ---'
+                            '--- [looks]           '--- from here on only the artifact is used ---'
 
-The gate stops what is hopeless before joules are spent on measuring it.
+The gate stops what is hopeless before joules are spent on measuring it; looks (`fidelity`), before they are spent on
+training it.
 """
 
 import copy
@@ -11,8 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,50 +24,23 @@ from autogreen import floor, hardware, quality
 from autogreen.anatomy import survey
 from autogreen.billing import Watch
 from autogreen.compress import compress, lower
-from autogreen.engines import ENGINES, Program, Recipe, cores, profile
-from autogreen.errors import AutogreenError, EvaluationError, MeterError, RefusedError
+from autogreen.engines import ENGINES, Program, Recipe, profile
 from autogreen.evaluation import Evaluation, Published, Request
+from autogreen.fidelity import Look, StopTraining
 from autogreen.measure import lease, measure, measure_beside, rest_w
-from autogreen.measurement import Measurement, Protocol
+from autogreen.measurement import Interval, Measurement, Protocol
 from autogreen.meters import Meter, choose
 from autogreen.probe import Probe
-from autogreen.tasks import Inputs, Scores, Split, Task, cut, plain, rows, to_device
-from autogreen.tasks.trees import pack
-from autogreen.techniques import TECHNIQUES, Context
+from autogreen.tasks import Inputs, Scores, to_device
+from autogreen.techniques import TECHNIQUES, unseen
 from autogreen.techniques.quantization.schemes import check_kernels, narrowest_bytes, precisions
 from autogreen.techniques.trace import call_once
 from autogreen.techniques.trace import layers as traced
-from autogreen.workload import Workload
-
-GOLDEN = 64  # examples kept for bundles, at least
+from autogreen.workbench import Workbench
 
 
-@dataclass(frozen=True, kw_only=True)
-class Setup:
-    """Everything a worker needs. device: where policies run and are measured. training_device: where they are trained,
-    the same by default. folder: the study's; cache: shared by studies; meter: `name` and its settings."""
-
-    task: Task
-    workload: Workload
-    protocol: Protocol
-    device: str
-    folder: Path
-    cache: Path
-    meter: Mapping[str, Any] = field(default_factory=dict)
-    training_device: str | None = None
-
-
-class Evaluator:
-    """Lives as long as its worker: the baseline, the loaded reference and the teacher's outputs are paid for once."""
-
-    def __init__(self, setup: Setup) -> None:
-        self.setup = setup
-        self._cache: dict[str, Any] = {}
-        self._loaded: tuple[str, Program] | None = None
-        self._baseline: nn.Module | None = None
-        self._chosen: Meter | None = None
-        self._costs: floor.UnitCosts | None = None
-        self._idle_w: float | None = None
+class Evaluator(Workbench):
+    """Answers a coordinator's calls."""
 
     def prepare(self, sections: Collection[str] = tuple(TECHNIQUES)) -> dict[str, Any]:
         """Build the baseline; return its anatomy (what techniques of these sections can treat) and data type, the
@@ -126,15 +99,19 @@ class Evaluator:
         recipe = self._recipe(parts)
         example = self._example(recipe.batch)
         reference = None if request.reference is None else quality.load(study, request.reference, "validation")
-        with watch.phase("training"):
-            self._all_cores()
-            student = parts.get("distillation", {}).get("student", 1.0)
-            trained = self._trained(parts, copy.deepcopy(self._start(request.start, student)), example, request, watch)
-            call_once(trained, example)
-            lowered, layers = parts.get("quantization", {}), traced(trained, example)
-            sparse = parts.get("pruning", {}).get("n:m", ()) if self.setup.device.startswith("cuda") else ()
-            planned = {**precisions(lowered, self.setup.device), **dict.fromkeys(sparse, "sparse")}  # bounds nothing
-            work = floor.count(trained, example, planned, 1.0 if sparse else narrowest_bytes(lowered))
+        look = self._look(request, reference, recipe, watch)
+        try:
+            with watch.phase("training"):
+                self._all_cores()
+                start = copy.deepcopy(self._start(request.start, parts.get("distillation", {}).get("student", 1.0)))
+                trained = self._trained(parts, start, example, request, watch, look)
+                call_once(trained, example)
+        except StopTraining as stop:
+            return replace(_stopped(request, recipe, stop), **_spent(watch))
+        lowered, layers = parts.get("quantization", {}), traced(trained, example)
+        sparse = parts.get("pruning", {}).get("n:m", ()) if self.setup.device.startswith("cuda") else ()
+        planned = {**precisions(lowered, self.setup.device), **dict.fromkeys(sparse, "sparse")}  # bounds nothing
+        work = floor.count(trained, example, planned, 1.0 if sparse else narrowest_bytes(lowered))
 
         folder = study / "artifacts" / request.key
         partial = folder.with_name(f".{folder.name}.{os.getpid()}")
@@ -161,6 +138,7 @@ class Evaluator:
                     kernels=ran.kernels,
                     layers=by_layer,
                     work=work,
+                    rungs=tuple(look.rungs) if isinstance(look, Look) else (),
                 )
             if found.loss is None or request.max_loss is None or found.loss.low <= request.max_loss:
                 with watch.measuring() as meter:
@@ -200,19 +178,57 @@ class Evaluator:
     # -- steps ---------------------------------------------------------------------------------------------------
 
     def _trained(
-        self, parts: Mapping[str, Any], start: nn.Module, example: Inputs, request: Request, watch: Watch
+        self,
+        parts: Mapping[str, Any],
+        start: nn.Module,
+        example: Inputs,
+        request: Request,
+        watch: Watch,
+        look: Callable[[nn.Module, int], None],
     ) -> nn.Module:
         """Prune and train where training is done, which may be another device than the one that is measured."""
         device, elsewhere = self.setup.device, self.setup.training_device
         if elsewhere in (None, device):
-            return compress(parts, start.to(device), self._context(example, request.seed, watch.check))
+            context = self._context(example, request.seed, watch.check, look)
+            return compress(parts, start.to(device), context)
         context = replace(
-            self._context(to_device(example, elsewhere), request.seed, watch.check),
+            self._context(to_device(example, elsewhere), request.seed, watch.check, look),
             device=elsewhere,
             teacher=self._cached("teacher elsewhere", lambda: copy.deepcopy(self._start("baseline")).to(elsewhere)),
         )
         with watch.beside(self._cached("meter elsewhere", lambda: choose(elsewhere))):
             return compress(parts, start.to(elsewhere), context).to(device)
+
+    def _look(
+        self, request: Request, reference: Scores | None, recipe: Recipe, watch: Watch
+    ) -> Callable[[nn.Module, int], None]:
+        """Where something is at stake, look at a model in training: score it as it is, measure what it will be."""
+        stakes, parts = request.stakes, request.effect.parts
+        if stakes is None or reference is None:
+            return unseen
+        example, theirs = self._example(recipe.batch), reference
+
+        def judge(model: nn.Module) -> Interval:
+            with watch.phase("scoring"), torch.no_grad():
+                return quality.loss(theirs, self._score(self._here(model), "validation"))
+
+        def weigh(model: nn.Module) -> Mapping[str, Any]:
+            folder = self.setup.folder / "artifacts" / f".{request.key}.untrained.{os.getpid()}"
+            with torch.random.fork_rng(devices=[]):
+                try:
+                    with watch.phase("compiling"):
+                        torch.set_num_threads(recipe.threads)
+                        shaped = copy.deepcopy(model).to(self.setup.device)
+                        call_once(shaped, example)
+                        program = self._build(parts, shaped, example, recipe, folder, watch.check)
+                    with watch.measuring() as meter:
+                        return self._measure(program, example, request.reference, meter, self.setup.protocol)
+                finally:
+                    shutil.rmtree(folder, ignore_errors=True)
+                    self._all_cores()
+
+        whole = parts.get("distillation", {}).get("epochs", 0)
+        return Look(stakes=stakes, reference=quality.mean(theirs), epochs=whole, judge=judge, weigh=weigh)
 
     def _build(
         self,
@@ -282,143 +298,22 @@ class Evaluator:
             return None
         return floor.times_above_floor(measured, found.work, costs, {kernel.precision for kernel in found.kernels})
 
-    def _score(self, model: Callable[..., Any], split: Split) -> Scores:
-        """Let the task judge, handing it the model's own output type."""
-        kind = self._output_type()
-        judged = model if kind is None else (lambda *args, **kwargs: kind(**plain(model(*args, **kwargs))))
-        try:
-            return self.setup.task.score(judged, split)
-        except (AutogreenError, OSError):  # a disk that cannot be written to is the study's affair
-            raise
-        except Exception as error:
-            raise EvaluationError(
-                f"the task's score raised {type(error).__name__}: {error}. It was called on the {split} split."
-            ) from error
 
-    # -- what lives as long as the worker ------------------------------------------------------------------------
-
-    def _start(self, start: str, student: float = 1.0) -> nn.Module:
-        """What is compressed: the baseline, a student of that fraction of its width, or the control's half."""
-        if start == "scratch" or student < 1:
-            return self._smaller(0.5 if start == "scratch" else student)
-        if self._baseline is None:
-            self._baseline = self.setup.task.build(self.setup.cache).to(self.setup.device).eval()
-        return self._baseline
-
-    def _smaller(self, fraction: float) -> nn.Module:
-        known: dict[float, nn.Module | None] = self._cache.setdefault("smaller", {})
-        if fraction not in known:
-            known[fraction] = self.setup.task.smaller(fraction, self.setup.cache)
-        if (smaller := known[fraction]) is None:
-            raise RefusedError("this task cannot tell what a smaller network is (Task.smaller returns None).")
-        return smaller
-
-    def _context(self, example: Inputs, seed: int, check: Callable[[], None]) -> Context:
-        return Context(
-            task=self.setup.task,
-            example=example,
-            seed=seed,
-            device=self.setup.device,
-            teacher=self._start("baseline"),
-            check=check,
-            cache=self._cache,
-        )
-
-    def _cached(self, name: str, make: Callable[[], Any]) -> Any:
-        if name not in self._cache:
-            self._cache[name] = make()
-        return self._cache[name]
-
-    def _output_type(self) -> Any:
-        if "output_type" not in self._cache:
-            model, (args, kwargs) = self._start("baseline"), self._example(1)
-            with torch.no_grad():
-                outputs = model(*args, **kwargs)
-            self._cache["output_type"] = None if plain(outputs) is outputs else type(outputs)
-        return self._cache["output_type"]
-
-    def _example(self, batch: int) -> Inputs:
-        """The first `batch` validation examples: real values, because power depends on them."""
-        if batch not in (known := self._cache.setdefault("examples", {})):
-            self._start("baseline")  # where a task keeps its weights, it may keep its data
-            held: list[Inputs] = []
-            for found in self.setup.task.batches("validation"):
-                held.append(self.setup.task.inputs(found))
-                if sum(map(rows, held)) >= batch:
-                    break
-            if not held:
-                raise EvaluationError("the validation split gave no batch.")
-            known[batch] = to_device(cut(_joined(held), batch)[0], self.setup.device)
-        example: Inputs = known[batch]
-        return example
-
-    def _recipe(self, parts: Mapping[str, Any]) -> Recipe:
-        parallelism = parts.get("parallelism", {})
-        batch = self.setup.workload.fixed_batch or parallelism.get("batch")
-        if batch is None:
-            raise RefusedError("the workload leaves the batch free, so the policy needs parallelism.batch.")
-        return Recipe(
-            engine=parts["runtime"]["engine"],
-            batch=batch,
-            threads=parallelism.get("threads", 1),
-            device=self.setup.device,
-            mode=parts["runtime"].get("mode", "default"),
-            cuda_graph=parts["runtime"].get("cuda_graph", False),
-        )
-
-    def _keep_golden(self) -> None:
-        """Keep real inputs with the study, so that an export needs neither the task nor its data."""
-        batch = self.setup.workload.fixed_batch or 1
-        shape, tensors = pack(to_device(self._example(max(batch, GOLDEN)), "cpu"), "inputs")
-        save_file(tensors, self.setup.folder / "golden.safetensors")
-        (self.setup.folder / "golden.json").write_text(json.dumps(shape))
-
-    def _program(self, key: str, recipe: Recipe) -> Program:
-        return Program(self.setup.folder / "artifacts" / key, recipe)
-
-    def _reference(self, key: str) -> Program:
-        if self._loaded is None or self._loaded[0] != key:
-            recipe = Recipe(**json.loads((self.setup.folder / "artifacts" / key / "recipe.json").read_text()))
-            program = self._program(key, recipe)
-            program.run(*self._example(recipe.batch))
-            self._loaded = (key, program)
-        return self._loaded[1]
-
-    def _test_scores(self, key: str, program: Program | None = None) -> Scores:
-        if not (self.setup.folder / "scores" / f"{key}-test.npz").exists():
-            quality.keep(self.setup.folder, key, "test", self._score(program or self._reference(key), "test"))
-        return quality.load(self.setup.folder, key, "test")
-
-    def _meter(self) -> Meter:
-        """The one meter of bill and measurements; it may own a process and a calibration of seconds."""
-        if self._chosen is None:
-            settings = dict(self.setup.meter)
-            self._chosen = choose(self.setup.device, settings.pop("name", "auto"), **settings)
-        return self._chosen
-
-    def _kept_costs(self) -> floor.UnitCosts | None:
-        """This device's unit costs by this meter, where they are known."""
-        if self._costs is None:
-            with suppress(MeterError):  # what is damaged is measured anew, by `unit_costs`
-                self._costs = floor.kept(hardware.describe(self.setup.device), self._meter(), self.setup.cache)
-        return self._costs
-
-    def _all_cores(self) -> None:
-        torch.set_num_threads(cores())
+def _stopped(request: Request, recipe: Recipe, stop: StopTraining) -> Evaluation:
+    return Evaluation(
+        key=request.key,
+        effect=request.effect,
+        start=request.start,
+        seed=request.seed,
+        status="stopped",
+        quality=stop.quality,
+        loss=stop.loss,
+        **stop.look.measured,
+        recipe=recipe,
+        rungs=tuple(stop.look.rungs),
+        saved_j=stop.saved_j,
+    )
 
 
 def _spent(watch: Watch) -> dict[str, Any]:
     return {"spent_j": watch.spent_j(), "seconds": watch.seconds, "joules": watch.joules}
-
-
-def _joined(parts: list[Inputs]) -> Inputs:
-    from torch.utils._pytree import tree_map
-
-    if len(parts) == 1:
-        return parts[0]
-
-    def join(*leaves: Any) -> Any:
-        return torch.cat(leaves) if isinstance(leaves[0], torch.Tensor) and leaves[0].ndim > 0 else leaves[0]
-
-    joined: Inputs = tree_map(join, *parts)
-    return joined

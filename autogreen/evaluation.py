@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from autogreen.engines import Kernel, Recipe
+from autogreen.fidelity import Rung, Stakes
 from autogreen.floor import Work
 from autogreen.measurement import Interval, Measurement
 from autogreen.policy import Effect
@@ -17,6 +18,7 @@ class Request:
     start: `baseline`, the task's model, or `scratch`, its network of half the width trained from scratch.
     reference: key of the artifact to measure beside and to pair scores with, or None.
     max_loss: stop without spending joules on measuring when the paired loss is above this beyond its interval.
+    stakes: what it must hold its own against while it trains; None: it is trained to the end.
     limit_s, limit_j: hard caps on time and energy.
     """
 
@@ -25,6 +27,7 @@ class Request:
     seed: int = 0
     reference: str | None = None
     max_loss: float | None = None
+    stakes: Stakes | None = None
     limit_s: float | None = None
     limit_j: float | None = None
 
@@ -38,13 +41,16 @@ class Request:
 class Evaluation:
     """One policy, really applied.
 
-    status: `measured`; or `gated`: its quality was hopeless and no joules were spent on measuring it.
+    status: `measured`; `gated`: its quality was hopeless and no joules were spent on measuring it; `stopped`: while it
+    trained, the front was seen to be out of reach (see `fidelity`). Of one that was stopped, quality and loss are those
+    expected at its end, and energy is that of the untrained weights.
     quality: mean score on validation. loss: reference minus this, paired per example; None for a reference.
     energy_per_item_j, latency_s: from `measurement`; ratio: energy per item over the reference's, interleaved.
     kernels: matrix kernels of one call, counted. layers: the one of them that ran each convolution and linear layer.
     work: FLOPs and bytes of one call, at least. times_above_floor: joules over the least that this work can cost on the
     device (see `floor`), 1 or more within the intervals; None where nothing bounds it.
     size_bytes: the artifact's. memory_bytes: weights and the peak of what one call allocates.
+    rungs: its loss while it trained, where that was looked at. saved_j: by stopping it, about.
     seconds, joules: by phase. spent_j: all that this evaluation cost, training and compilers included.
     """
 
@@ -52,7 +58,7 @@ class Evaluation:
     effect: Effect
     start: str
     seed: int
-    status: Literal["measured", "gated"]
+    status: Literal["measured", "gated", "stopped"]
     quality: Interval
     loss: Interval | None = None
     ratio: Interval | None = None
@@ -64,6 +70,8 @@ class Evaluation:
     layers: Mapping[str, str] = field(default_factory=dict)
     work: Work | None = None
     times_above_floor: float | None = None
+    rungs: tuple[Rung, ...] = ()
+    saved_j: float = 0.0
     seconds: Mapping[str, float] = field(default_factory=dict)
     joules: Mapping[str, float] = field(default_factory=dict)
     spent_j: float = 0.0
@@ -89,6 +97,7 @@ class Evaluation:
                 "measurement": None if data["measurement"] is None else Measurement.from_json(data["measurement"]),
                 "recipe": None if data["recipe"] is None else Recipe(**data["recipe"]),
                 "kernels": tuple(Kernel(**kernel) for kernel in data["kernels"]),
+                "rungs": tuple(Rung(**{**rung, "loss": Interval(**rung["loss"])}) for rung in data.get("rungs", ())),
                 "work": None if data.get("work") is None else Work(**data["work"]),
             }
         )

@@ -48,7 +48,7 @@ class Jobs:
         if spent_j is None:
             bill = self.store.bill
             spent_j = done.duration_s * bill.energy_j / max(bill.total_s, 1.0)
-        if done.error is not None or value.get("status") == "gated":
+        if done.error is not None or value.get("status") in ("gated", "stopped"):
             joules = {"wasted": spent_j}
         self.store.pay(spent_j, seconds, joules)
 

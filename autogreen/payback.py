@@ -32,7 +32,7 @@ class Payback:
     @classmethod
     def of(cls, results: Results) -> "Payback | None":
         """None while there are too few trials to tell, or nothing is feasible."""
-        finished = [trial for trial in results.trials if trial.state in ("measured", "gated")]
+        finished = [trial for trial in results.trials if trial.state in ("measured", "gated", "stopped")]
         last = max(FEWEST, len(finished) // SHARE)
         baseline = results.baseline.measurement
         if len(finished) < 2 * last or baseline is None:

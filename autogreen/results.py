@@ -14,12 +14,13 @@ from autogreen.meters import Tier
 class TrialResult:
     """One policy that the search tried. `params` are the knobs that varied, in plain values.
 
-    state: `measured`; `gated` (hopeless quality, never measured); `failed` (`reason` tells); `waiting` (not finished).
+    state: `measured`; `gated` (hopeless quality, never measured); `stopped` (while it trained); `failed` (`reason`
+    tells); `waiting` (not finished).
     feasible: every constraint holds.
     """
 
     number: int
-    state: Literal["measured", "gated", "failed", "waiting"]
+    state: Literal["measured", "gated", "stopped", "failed", "waiting"]
     params: Mapping[str, Any]
     policy: Mapping[str, Any]
     evaluation: Evaluation | None = None
@@ -79,6 +80,15 @@ class Results:
     def carbon(self) -> Carbon | None:
         """The intensity that the experiment states; None: no emission is told."""
         return Carbon.of(self.experiment)
+
+    @property
+    def stopped(self) -> tuple[TrialResult, ...]:
+        return tuple(trial for trial in self.trials if trial.state == "stopped")
+
+    @property
+    def saved_j(self) -> float:
+        """Joules that stopping trials early saved, about."""
+        return sum(trial.evaluation.saved_j for trial in self.trials if trial.evaluation is not None)
 
     @property
     def measured(self) -> tuple[TrialResult, ...]:

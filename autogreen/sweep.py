@@ -22,10 +22,10 @@ from optuna.trial import TrialState
 from autogreen import finals, hardware, references, restriction
 from autogreen.anatomy import Anatomy
 from autogreen.errors import MeterError, RefusedError, StudyError
-from autogreen.evaluate import Setup
 from autogreen.evaluation import Evaluation, Request
 from autogreen.executors import EXECUTORS, Done, Executor
 from autogreen.experiment import Experiment, pick_device
+from autogreen.fidelity import Stakes
 from autogreen.front import Front, standing
 from autogreen.jobs import Jobs
 from autogreen.payback import Payback
@@ -34,6 +34,7 @@ from autogreen.proposals import Proposals, recall
 from autogreen.space import SearchSpace
 from autogreen.store import Store, writing
 from autogreen.strategies import WASTED
+from autogreen.workbench import Setup
 
 HOPELESS = 20  # trials in a row that fail before the search gives up
 KEEP_BYTES = 5e9  # artifacts kept on disk
@@ -265,6 +266,7 @@ class _Run:
                 seed=self.experiment.seed,
                 reference=self.baseline.key,
                 max_loss=self.experiment.constraints.max_loss,
+                stakes=Stakes.of(self.store.results()),
                 limit_s=self.jobs.limit_s(),
                 limit_j=self.jobs.limit_j(),
             )

@@ -27,13 +27,14 @@ import numpy as np
 from autogreen.anatomy import Anatomy
 from autogreen.controls import untouched
 from autogreen.errors import AutogreenError
-from autogreen.evaluate import Evaluator, Setup
+from autogreen.evaluate import Evaluator
 from autogreen.evaluation import Request
 from autogreen.experiment import Experiment, load, pick_device
 from autogreen.policy import Effect
 from autogreen.probe import Probed
 from autogreen.probing import asked, forecast
 from autogreen.space import SearchSpace
+from autogreen.workbench import Setup
 
 
 def rows(space: SearchSpace, anatomy: Anatomy) -> Iterator[tuple[tuple[int, ...], Effect]]:

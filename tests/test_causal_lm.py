@@ -18,7 +18,7 @@ from autogreen.anatomy import survey
 from autogreen.compress import compress
 from autogreen.engines import ENGINES, Program, Recipe
 from autogreen.errors import ConfigError, RefusedError
-from autogreen.evaluate import Evaluator, Setup
+from autogreen.evaluate import Evaluator
 from autogreen.evaluation import Request
 from autogreen.experiment import build_task
 from autogreen.measurement import Beside, Interval, Protocol
@@ -28,6 +28,7 @@ from autogreen.tasks.causal_lm import CausalLM
 from autogreen.tasks.decoding import Decoding, attention
 from autogreen.techniques import Context
 from autogreen.testing import scripted_evaluation
+from autogreen.workbench import Setup
 from autogreen.workload import Workload
 
 pytestmark = [  # of compilers

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from autogreen.anatomy import Anatomy, survey
 from autogreen.compress import compress, lower
 from autogreen.errors import EvaluationError, RefusedError
-from autogreen.evaluate import Evaluator, Setup
+from autogreen.evaluate import Evaluator
 from autogreen.evaluation import Request
 from autogreen.measurement import Protocol
 from autogreen.policy import Effect
@@ -26,6 +26,7 @@ from autogreen.tasks.training import calibration_loss
 from autogreen.techniques import Context, Technique, Unit
 from autogreen.techniques.distillation import Distillation
 from autogreen.testing import ScriptedMeter
+from autogreen.workbench import Setup
 from autogreen.workload import Workload
 
 WIDTH = 24

@@ -13,12 +13,12 @@ import pytest
 import toys
 
 from autogreen.errors import EvaluationError, RefusedError, StudyError
-from autogreen.evaluate import Setup
 from autogreen.executors import EXECUTORS, Job
 from autogreen.executors.worker import translated
 from autogreen.measurement import Protocol
 from autogreen.process import ask_each
 from autogreen.techniques import TECHNIQUES
+from autogreen.workbench import Setup
 from autogreen.workload import Workload
 
 cloudpickle.register_pickle_by_value(toys)

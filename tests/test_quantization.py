@@ -33,7 +33,7 @@ from toys import QUICK, Corners
 
 from autogreen.engines import Program, Recipe, exported, profile
 from autogreen.errors import RefusedError
-from autogreen.evaluate import Evaluator, Setup
+from autogreen.evaluate import Evaluator
 from autogreen.evaluation import Evaluation, Request
 from autogreen.measurement import Protocol
 from autogreen.policy import Effect
@@ -45,6 +45,7 @@ from autogreen.techniques.quantization.layers import int8_weight
 from autogreen.techniques.quantization.numerics import value_range
 from autogreen.techniques.quantization.schemes import Treatment, check_kernels
 from autogreen.techniques.trace import layers
+from autogreen.workbench import Setup
 from autogreen.workload import Workload
 
 pytestmark = QUIET

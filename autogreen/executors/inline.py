@@ -3,9 +3,10 @@
 import time
 from collections import deque
 
-from autogreen.evaluate import Evaluator, Setup
+from autogreen.evaluate import Evaluator
 from autogreen.executors import Done, Job
 from autogreen.executors.worker import translated
+from autogreen.workbench import Setup
 
 
 class Inline:

@@ -13,8 +13,8 @@ import cloudpickle
 
 from autogreen.engines import environment
 from autogreen.errors import AutogreenError, EvaluationError
-from autogreen.evaluate import Setup
 from autogreen.executors import Done, Job
+from autogreen.workbench import Setup
 
 GRACE_S = 10.0  # a worker checks its limit itself, between steps; one that is stuck in a single step is killed
 

@@ -8,13 +8,13 @@ from typing import Any
 
 from autogreen.anatomy import Anatomy
 from autogreen.errors import ConfigError
-from autogreen.evaluate import Setup
 from autogreen.executors import EXECUTORS, Executor, Job
 from autogreen.experiment import Experiment, load, pick_device
 from autogreen.kernels import PLAIN, Case, session
 from autogreen.kernels.cases import cases_in, cases_of, rows_of, schemes_asked, shape_of
 from autogreen.measurement import Protocol
 from autogreen.schema import build
+from autogreen.workbench import Setup
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -39,6 +39,7 @@ def train(
     schedule: Schedule = "one_cycle",
     patience: int | None = None,
     first_epoch: int = 0,
+    look: Callable[[nn.Module, int], None] | None = None,
 ) -> nn.Module:
     """Train in place with AdamW; return the model in inference mode, every weight the same object as before.
 
@@ -58,6 +59,9 @@ def train(
     loss: a short patience goes better with the other two.
 
     first_epoch: number of the first epoch, for a training in several parts: each shuffles and augments anew.
+
+    look: shown the model in inference mode after each epoch, and how many there were, those before the first counted;
+    it may raise to end the training.
 
     Source: Micikevicius et al., Mixed Precision Training, ICLR 2018 (float32 weights, loss scaling); Smith and Topin,
     Super-Convergence, 2018 (one cycle); Loshchilov and Hutter, SGDR, ICLR 2017 (cosine); Goyal et al., Accurate, Large
@@ -118,7 +122,9 @@ def train(
             best.offer(reached, model)
             if best.waited == patience:
                 break
-            model.train()
+        if look is not None:
+            look(model.eval(), epoch + 1)
+        model.train()
     if epochs and not seen:
         raise EvaluationError("the train split gave no batch: there is nothing to train on.")
     if epochs and not moved:

@@ -63,9 +63,14 @@ class Unit:
     taps: int = 1
 
 
+def unseen(model: "nn.Module", epochs: int) -> None:
+    """Nobody looks."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Context:
-    """What a technique may need besides the effect. `check` raises when the trial's time limit has passed."""
+    """What a technique may need besides the effect. `check` raises when the trial's time limit has passed. `look` is
+    shown a model in its final shape, and how many epochs it was trained; it may raise to end the training."""
 
     task: "Task"
     example: "Inputs"  # at the batch size that will run
@@ -74,6 +79,7 @@ class Context:
     teacher: "nn.Module"
     check: Callable[[], None]
     cache: dict[str, Any]  # lives as long as the worker: teacher logits, for one
+    look: "Callable[[nn.Module, int], None]" = unseen
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -192,6 +192,7 @@ class Distillation(Technique):
                 schedule=effect.get("schedule", "one_cycle"),
                 patience=effect.get("patience"),
                 first_epoch=effect.get("first_epoch", 0),
+                look=context.look,
             )
 
 

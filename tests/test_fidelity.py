@@ -1,0 +1,134 @@
+"""Trials that are stopped while they train."""
+
+from dataclasses import replace
+
+import pytest
+from torch import nn
+
+from autogreen.evaluation import Evaluation
+from autogreen.fidelity import FEWEST, SHARES, Look, Rung, Stakes, StopTraining
+from autogreen.measurement import Interval
+from autogreen.policy import Effect
+from autogreen.testing import scripted_evaluation, scripted_results
+
+
+def around(mean: float, half: float = 0.001) -> Interval:
+    return Interval(mean=mean, low=mean - half, high=mean + half)
+
+
+def rung(place: int, loss: float, epochs: int = 0) -> Rung:
+    return Rung(place=place, epochs=epochs, loss=around(loss))
+
+
+def trained(results, losses_at_rungs, *, training=100.0, other=10.0, epochs=9):
+    """Every trial of scripted results, as if trained, with such losses above its last one at each rung."""
+    trials = []
+    for trial, more in zip(results.trials, losses_at_rungs, strict=True):
+        parts = {**trial.evaluation.effect.parts, "distillation": {"epochs": epochs}}
+        evaluation = replace(
+            trial.evaluation,
+            effect=Effect.of(parts),
+            joules={"training": training, "measuring": other},
+            rungs=tuple(rung(place, trial.evaluation.loss.mean + extra) for place, extra in enumerate(more)),
+        )
+        trials.append(replace(trial, evaluation=evaluation))
+    return replace(results, trials=tuple(trials))
+
+
+PLACES = [(0.00, 0.5), (0.01, 0.4), (0.02, 0.3), (0.03, 0.2), (0.04, 0.19)]
+GAINED = [(0.5, 0.02, 0.010), (0.6, 0.03, 0.012), (0.4, 0.02, 0.008), (0.7, 0.04, 0.02), (0.3, 0.01, 0.005)]
+
+
+def stakes() -> Stakes:
+    found = Stakes.of(trained(scripted_results(PLACES), GAINED))
+    assert found is not None
+    return found
+
+
+def test_stakes_are_told_by_finished_trials() -> None:
+    found = stakes()
+    assert set(found.front) == set(PLACES)
+    assert found.gained[0] == pytest.approx((0.5, 0.6, 0.4, 0.7, 0.3))
+    assert found.gained[2] == pytest.approx((0.010, 0.012, 0.008, 0.02, 0.005))
+    assert found.epoch_j == pytest.approx(100 / 9)
+
+
+def test_nothing_is_looked_at_where_training_is_cheap_or_little_is_known() -> None:
+    results = scripted_results(PLACES)
+    assert Stakes.of(results) is None  # nothing was trained
+    assert Stakes.of(trained(results, GAINED, training=15.0)) is None
+    fewer = trained(results, GAINED)
+    assert Stakes.of(replace(fewer, trials=fewer.trials[: FEWEST - 1])) is None
+    unseen = Stakes.of(trained(results, [()] * 5))
+    assert unseen is not None and unseen.gained == {} and not unseen.hopeless(rung(2, 9.0), around(2.0))
+
+
+@pytest.mark.parametrize(
+    ("loss", "ratio", "hopeless"),
+    [
+        (0.060, 0.305, True),  # a lucky end at 0.040 and 0.3: (0.03, 0.2) loses less and takes less
+        (0.045, 0.305, True),  # at 0.025: (0.02, 0.3)
+        (0.039, 0.305, False),  # at 0.019: nothing that cheap loses so little
+        (0.060, 0.185, False),  # cheaper than all
+        (0.019, 0.900, False),  # dear, but it may lose less than any
+        (0.021, 0.900, True),
+    ],
+)
+def test_a_trial_is_hopeless_when_its_lucky_end_is_beaten_on_both_axes(loss, ratio, hopeless) -> None:
+    assert stakes().hopeless(rung(2, loss), around(ratio)) is hopeless
+
+
+def test_an_end_is_expected_as_the_others_fared() -> None:
+    expected = stakes().expected(rung(2, 0.060))
+    assert expected.mean == pytest.approx(0.060 - 0.011)
+    assert expected.high - expected.mean == pytest.approx(1.96 * 0.0056568, rel=0.02)
+
+
+def look(stakes: Stakes, losses: list[float], ratio: float, calls: list[str], epochs: int = 18) -> Look:
+    left = iter(losses)
+
+    def judge(model):
+        calls.append("judge")
+        return around(next(left))
+
+    def weigh(model):
+        calls.append("weigh")
+        return {"ratio": around(ratio), "measurement": scripted_evaluation(0.0, ratio).measurement}
+
+    return Look(stakes=stakes, reference=around(0.98), epochs=epochs, judge=judge, weigh=weigh)
+
+
+def test_a_look_climbs_the_rungs_and_measures_once() -> None:
+    calls: list[str] = []
+    seen = look(stakes(), [0.5, 0.03, 0.02], 0.2, calls)
+    for epochs in range(19):
+        seen(nn.Identity(), epochs)
+    assert calls == ["judge", "weigh", "judge", "judge"]
+    assert [(one.place, one.epochs) for one in seen.rungs] == [(0, 0), (1, 2), (2, 6)]
+    assert [one.epochs / 18 for one in seen.rungs] == pytest.approx(SHARES)
+
+
+def test_energy_is_not_measured_early_before_anything_is_known() -> None:
+    calls: list[str] = []
+    seen = look(replace(stakes(), gained={}), [9.0, 9.0, 9.0], 0.9, calls)
+    for epochs in range(19):
+        seen(nn.Identity(), epochs)
+    assert calls == ["judge"] * 3
+
+
+def test_stopping_tells_what_was_expected_and_what_it_saved() -> None:
+    seen = look(stakes(), [0.5, 0.03, 0.06], 0.305, [])
+    with pytest.raises(StopTraining) as stopped:
+        for epochs in range(19):
+            seen(nn.Identity(), epochs)
+    stop = stopped.value
+    assert stop.look.rungs[-1].epochs == 6
+    assert stop.saved_j == pytest.approx(12 * 100 / 9)
+    assert stop.loss.mean == pytest.approx(0.049) and stop.quality.mean == pytest.approx(0.98 - 0.049)
+
+
+def test_a_stopped_evaluation_survives_json() -> None:
+    found = replace(
+        scripted_evaluation(0.05, 0.3, name="a"), status="stopped", rungs=(rung(0, 0.4), rung(1, 0.1, 2)), saved_j=12.5
+    )
+    assert Evaluation.from_json(found.to_json()) == found
