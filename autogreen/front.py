@@ -276,6 +276,8 @@ class Front:
             "search": {
                 "trials": len(results.trials),
                 "measured": len(results.measured),
+                "stopped": len(results.stopped),
+                "saved_j": results.saved_j,
                 "energy_j": bill_j,
                 "energy_wh": bill_j / J_PER_WH,
                 "joules": dict(results.bill.joules),
@@ -307,6 +309,13 @@ class Front:
         if over := point.test_loss_over_seeds:
             told["test"]["over_seeds"] = {"trainings": 1 + len(point.seeds), "quality_loss": asdict(over)}
         return told
+
+    @property
+    def stopped_words(self) -> str:
+        """What stopping trials early saved, as a sentence; nothing where none was."""
+        count = len(self.results.stopped)
+        said = f"{count} trials were stopped early" if count > 1 else "One trial was stopped early"
+        return f"{said}, which saved about {quantity(self.results.saved_j, 'J')} of training." if count else ""
 
     def table(self) -> "Table":
         """For the terminal (rich): members, then what they are compared with."""

@@ -113,6 +113,8 @@ def parent(front: Front) -> Run:
             {
                 "trials": len(results.trials),
                 "measured": len(results.measured),
+                "stopped": len(results.stopped),
+                "saved_j": results.saved_j,
                 "front": len(front.members),
                 "steps": len(front.steps),
                 "search_energy_j": results.bill.energy_j,

@@ -136,7 +136,7 @@ def _note(front: Front) -> str:
         said += f", {quantity(carbon.emission_g(bill_j), 'gCO2e')} at {escape(carbon.words)}"
     if bill.words:
         said += f": {bill.words}"
-    return f"<p>{said}.</p>"
+    return f"<p>{said}. {front.stopped_words}</p>"
 
 
 def _layout(front: Front) -> dict[str, Any]:

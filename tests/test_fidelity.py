@@ -1,15 +1,31 @@
 """Trials that are stopped while they train."""
 
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+import toys
+from safetensors.torch import load_file
 from torch import nn
 
-from autogreen.evaluation import Evaluation
+from autogreen import fidelity, page
+from autogreen.evaluate import Evaluator
+from autogreen.evaluation import Evaluation, Request
 from autogreen.fidelity import FEWEST, SHARES, Look, Rung, Stakes, StopTraining
-from autogreen.measurement import Interval
+from autogreen.front import Front
+from autogreen.measurement import Interval, Protocol
 from autogreen.policy import Effect
+from autogreen.store import Store
+from autogreen.sweep import sweep
 from autogreen.testing import scripted_evaluation, scripted_results
+from autogreen.workbench import Setup
+from autogreen.workload import Workload
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning:torch", "ignore::FutureWarning:torch", "ignore::UserWarning:torch_pruning"
+)
 
 
 def around(mean: float, half: float = 0.001) -> Interval:
@@ -132,3 +148,111 @@ def test_a_stopped_evaluation_survives_json() -> None:
         scripted_evaluation(0.05, 0.3, name="a"), status="stopped", rungs=(rung(0, 0.4), rung(1, 0.1, 2)), saved_j=12.5
     )
     assert Evaluation.from_json(found.to_json()) == found
+
+
+# --- in a worker ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def evaluator(tmp_path_factory: pytest.TempPathFactory) -> Evaluator:
+    folder = tmp_path_factory.mktemp("study")
+    (folder / "artifacts").mkdir()
+    protocol = Protocol(**toys.QUICK)  # type: ignore[arg-type]
+    made = Evaluator(
+        Setup(
+            task=toys.Corners(),
+            workload=Workload(batch=64),
+            protocol=protocol,
+            device="cpu",
+            folder=folder,
+            cache=folder,
+        )
+    )
+    made.prepare()
+    return made
+
+
+def request(reference: str | None = None, stakes: Stakes | None = None, **parts: Any) -> Request:
+    runtime = {"runtime": {"engine": "eager"}, "parallelism": {"threads": 1}}
+    return Request(effect=Effect.of({**parts, **runtime}), reference=reference, stakes=stakes)
+
+
+PRUNED = {"pruning": {"channel": {"0": {"importance": "magnitude", "of": 16, "width": 8}}}}
+SLOWLY = {"distillation": {"epochs": 9, "alpha": 0.5, "temperature": 2.0, "learning_rate": 1e-3}}
+
+
+@pytest.fixture(scope="module")
+def reference(evaluator: Evaluator) -> str:
+    return evaluator.evaluate(request()).key
+
+
+def weights(evaluator: Evaluator, key: str) -> dict[str, torch.Tensor]:
+    return load_file(evaluator.setup.folder / "artifacts" / key / "weights.safetensors")
+
+
+def test_looking_changes_nothing_that_is_learnt(evaluator: Evaluator, reference: str) -> None:
+    plain = evaluator.evaluate(request(reference, **PRUNED, **SLOWLY))
+    before = weights(evaluator, plain.key)
+    easy = Stakes(front=(), gained={0: (0.1,) * 5, 1: (0.1,) * 5, 2: (0.1,) * 5}, epoch_j=1.0)
+    seen = evaluator.evaluate(request(reference, easy, **PRUNED, **SLOWLY))
+    assert (seen.status, seen.key) == ("measured", plain.key)
+    assert [(one.place, one.epochs) for one in seen.rungs] == [(0, 0), (1, 1), (2, 3)]
+    after = weights(evaluator, plain.key)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert plain.rungs == () and not [*(evaluator.setup.folder / "artifacts").glob(".*")]
+    assert sum(seen.joules.values()) == pytest.approx(seen.spent_j, rel=0.15)  # no phase counts twice
+
+
+@pytest.mark.parametrize(("place", "epochs"), [(0, 0), (1, 1), (2, 3)])
+def test_a_trial_that_nothing_would_help_is_stopped_at_its_rung(
+    evaluator: Evaluator, reference: str, place: int, epochs: int
+) -> None:
+    hard = Stakes(front=((-1.0, 0.01),), gained={place: (0.0, 0.001, 0.0, 0.0, 0.0)}, epoch_j=7.0)
+    found = evaluator.evaluate(request(reference, hard, **PRUNED, **SLOWLY))
+    assert found.status == "stopped" and found.rungs[-1].epochs == epochs
+    assert found.saved_j == pytest.approx((9 - epochs) * 7.0)
+    assert found.ratio is not None and found.measurement is not None and found.loss is not None
+    assert found.loss.low < found.rungs[-1].loss.mean < found.loss.high + 0.002
+    assert set(found.seconds) == {"training", "scoring", "compiling", "measuring"}
+    assert not [*(evaluator.setup.folder / "artifacts").glob(".*")]
+
+
+def test_in_rounds_only_the_final_shape_is_looked_at(evaluator: Evaluator, reference: str) -> None:
+    easy = Stakes(front=(), gained={}, epoch_j=1.0)
+    rounds = {"distillation": {**SLOWLY["distillation"], "rounds": 3}}
+    found = evaluator.evaluate(request(reference, easy, **PRUNED, **rounds))
+    assert [(one.place, one.epochs) for one in found.rungs] == [(2, 6)]
+
+
+def test_what_does_not_train_is_not_looked_at(evaluator: Evaluator, reference: str) -> None:
+    assert evaluator.evaluate(request(reference, stakes(), **PRUNED)).rungs == ()
+
+
+# --- in a sweep -----------------------------------------------------------------------------------------------------
+
+SPACE = {
+    "pruning": [{"each": "*", "ratio": {"choice": [0.0, 0.5, 0.75]}}],
+    "distillation": {"epochs": 3, "learning_rate": {"float": {"low": 0.001, "high": 0.01}}},
+    "runtime": {"engine": "eager"},
+}
+
+
+@pytest.mark.parametrize(("strategy", "sampler"), [("direct", "nsgaii"), ("guided", "tpe")])
+def test_a_sweep_goes_on_after_stopped_trials_and_says_what_they_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, strategy: str, sampler: str
+) -> None:
+    """Of this toy nothing is really hopeless, and training it is not what it costs: both are patched."""
+    monkeypatch.setattr(fidelity, "FEWEST", 2)
+    monkeypatch.setattr(fidelity, "DOMINANT", 0.0)
+    monkeypatch.setattr(Stakes, "hopeless", lambda self, rung, ratio: rung.place == 2)
+    experiment = toys.experiment(space=SPACE, strategy=strategy, sampler=sampler, budget={"trials": 8})
+    list(sweep(experiment, tmp_path / "toy", tmp_path / ".cache"))
+    results = Store.open(tmp_path / "toy").results()
+    assert [trial.state for trial in results.trials] == ["measured"] * 4 + ["stopped"] * 4
+    assert [bool(trial.evaluation and trial.evaluation.rungs) for trial in results.trials] == [False] * 2 + [True] * 6
+    assert all(trial.evaluation and trial.evaluation.saved_j > 0 for trial in results.stopped)
+    assert results.bill.joules["wasted"] > 0 and not any(trial.feasible for trial in results.stopped)
+    front = Front.of(results)
+    told = front.to_json()["search"]
+    assert told["stopped"] == 4 and told["saved_j"] == pytest.approx(results.saved_j) and results.saved_j > 0
+    assert "4 trials were stopped early" in page.html(front)
