@@ -7,7 +7,7 @@ constraints: {max_loss: 0.05}                # also max_latency_s, max_size_byte
 protocol: {window_s: 0.5}
 meter: {name: auto}
 budget: {trials: 40, seconds: 900}           # also energy_j, payback; trial_seconds: cap of each one
-strategy: direct                             # or guided: a forecast by probes, corrected by trials
+strategy: guided                             # a forecast by probes, corrected by trials; or direct: the sampler alone
 sampler: tpe
 warm_start: digits                           # an earlier study beside this one, whose front is tried first
 seed: 0
@@ -106,7 +106,7 @@ class Experiment:
     protocol: Protocol = field(default_factory=Protocol)
     budget: Budget = field(default_factory=Budget)
     meter: Mapping[str, Any] = field(default_factory=dict)
-    strategy: str = "direct"
+    strategy: str = "guided"
     sampler: str = "tpe"
     warm_start: str | None = None
     seed: int = 0

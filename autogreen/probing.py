@@ -78,7 +78,7 @@ def forecast(
         )
     if not choices:
         why = left_out or "the space leaves no ratio and no scheme open"
-        raise RefusedError(f"nothing could be probed: {why}. Search without a forecast: strategy: direct.")
+        raise RefusedError(f"nothing could be probed: {why}.")
     return Forecast(choices=tuple(choices), unit="divergence"), left_out
 
 

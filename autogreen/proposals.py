@@ -12,7 +12,7 @@ from typing import Any
 import optuna
 
 from autogreen.anatomy import Anatomy
-from autogreen.errors import ConfigError
+from autogreen.errors import ConfigError, RefusedError
 from autogreen.evaluation import Evaluation
 from autogreen.experiment import Experiment
 from autogreen.front import Front
@@ -61,11 +61,8 @@ class Proposals:
         self.strategy: Strategy = Direct(space, self.offers)
 
     def probe(self, anatomy: Anatomy, call: Callable[[str, Mapping[str, Any]], Any], cache: Path) -> Iterator[str]:
-        """Ask the worker what the strategy wants to know before the first trial; tell how far it is.
-
-        Raises:
-            RefusedError: nothing can be probed.
-        """
+        """Ask the worker what the strategy wants to know before the first trial; tell how far it is. Where nothing can
+        be probed the search is direct."""
         if self.experiment.strategy != "guided" or not self.space.holes():
             return
         questions, left_out = asked(self.space, anatomy)
@@ -84,7 +81,11 @@ class Proposals:
         measured = kept(facts["hardware"], facts["tier"], facts["boundary"], cache)
         answers = [Probed(**known[_key(one)]) for one in questions]
         batch = self.experiment.workload.fixed_batch or 1
-        foreseen, unknown = forecast(questions, answers, anatomy, measured, batch)
+        try:
+            foreseen, unknown = forecast(questions, answers, anatomy, measured, batch)
+        except RefusedError as error:
+            yield f"searched without a forecast: {error}"
+            return
         yield from (f"{hole} is searched without a forecast: {reason}" for hole, reason in unknown.items())
         loss, dearest = facts["reference_point"]
         self.strategy = Guided(

@@ -11,7 +11,7 @@ import pytest
 import toys
 
 from autogreen import proposals
-from autogreen.errors import ConfigError, RefusedError
+from autogreen.errors import ConfigError
 from autogreen.evaluate import Evaluator
 from autogreen.probe import Probed
 from autogreen.store import Store
@@ -104,10 +104,12 @@ def test_a_layer_that_cannot_be_probed_is_left_to_the_sampler(tmp_path: Path, mo
         assert "pruning[3].ratio" in trial.params
 
 
-def test_a_space_of_which_nothing_can_be_probed_is_refused(tmp_path: Path) -> None:
+def test_a_space_of_which_nothing_can_be_probed_is_searched_directly(tmp_path: Path) -> None:
     space = {"distillation": SPACE["distillation"], "runtime": {"engine": "eager"}}
-    with pytest.raises(RefusedError, match=r"nothing could be probed.*strategy: direct"):
-        list(sweep(toys.experiment(strategy="guided", space=space), tmp_path / "toy", tmp_path / ".cache"))
+    experiment = toys.experiment(strategy="guided", space=space, budget={"trials": 1}, finalists=0)
+    steps = list(sweep(experiment, tmp_path / "toy", tmp_path / ".cache"))
+    assert any("searched without a forecast: nothing could be probed" in step.note for step in steps)
+    assert steps[-1].measured == 1
 
 
 def test_an_unknown_strategy_is_answered_with_the_nearest() -> None:

@@ -128,6 +128,7 @@ def experiment(name: str = "toy", fault: str = "", **changes: Any) -> Any:
         "protocol": QUICK,
         "constraints": {"max_loss": 1.0},
         "budget": {"trials": 4},
+        "strategy": "direct",
         "sampler": "random",
         "device": "cpu",
         "executor": "inline",
