@@ -1,36 +1,47 @@
 """From probes to a forecast: which holes it can know, what is asked of the model, and what the answers mean.
 
 losses     divergences of outputs, in their own unit: the search learns from its first trials what they cost quality
+together   what two neighbours hurt on top of each alone, each at its worst option: one more probe a pair
 savings    of a cut: the share of the multiply-accumulates that goes
            of a scheme: the layers' share, times what the measured kernel saves (`autogreen kernels`); where nobody
            has measured it on this device, a guess, which trials correct
 """
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
+
+import numpy as np
 
 from autogreen.anatomy import Anatomy
 from autogreen.errors import RefusedError
 from autogreen.kernels import Case, Kernels, Shape
 from autogreen.probe import Probed
 from autogreen.space import SearchSpace
-from autogreen.strategies.forecast import Choice, Forecast
+from autogreen.strategies.forecast import Choice, Forecast, interactions
 from autogreen.techniques import Unit
 
 FIELDS = {"pruning": "ratio", "quantization": "scheme"}
 GUESSED = {"fp16": 0.4, "bf16": 0.4, "fp8": 0.4, "w8a8": 0.5, "w8a8_static": 0.5, "w8a16": 0.0, "w4a16": 0.0}
 """Share of a layer's energy that a scheme saves where its kernel was not measured."""
+ERROR = 0.1  # relative, of a divergence on the calibration examples
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Asked:
-    """One option of a hole, and what it does alone: the effect of its section."""
+    """One option of a hole, and what it does alone: the effect of its section. beside: the next hole, and its option
+    that is taken with it."""
 
     hole: str
     option: Any
     section: str
     effect: Any
+    beside: tuple[str, Any] | None = None
+
+    @property
+    def key(self) -> str:
+        return f"{self.hole}: {self.option}" + (f" beside {self.beside[0]}: {self.beside[1]}" if self.beside else "")
 
 
 def asked(space: SearchSpace, anatomy: Anatomy) -> tuple[tuple[Asked, ...], dict[str, str]]:
@@ -53,13 +64,28 @@ def asked(space: SearchSpace, anatomy: Anatomy) -> tuple[tuple[Asked, ...], dict
     return tuple(found), left_out
 
 
+def paired(alone: Mapping[Asked, Probed]) -> tuple[Asked, ...]:
+    """What to probe next: neighbours of one section, both at the option that hurt most."""
+    worst: dict[str, tuple[float, Asked]] = {}
+    for one, answer in alone.items():
+        if answer.divergence and answer.divergence > worst.get(one.hole, (0.0, one))[0]:
+            worst[one.hole] = answer.divergence, one
+    found = []
+    for hole, following in pairwise(dict.fromkeys(one.hole for one in alone)):
+        if hole in worst and following in worst and worst[hole][1].section == worst[following][1].section:
+            one, other = worst[hole][1], worst[following][1]
+            found.append(replace(one, effect=_both(one.effect, other.effect), beside=(other.hole, other.option)))
+    return tuple(found)
+
+
 def forecast(
-    questions: Iterable[Asked], answers: Iterable[Probed], anatomy: Anatomy, kernels: Kernels | None, batch: int
+    answers: Mapping[Asked, Probed], anatomy: Anatomy, kernels: Kernels | None, batch: int
 ) -> tuple[Forecast, dict[str, str]]:
     """The forecast, and holes left out of it with the reason: an option that could not be probed."""
     by_hole: dict[str, list[tuple[Asked, Probed]]] = {}
-    for question, answer in zip(questions, answers, strict=True):
-        by_hole.setdefault(question.hole, []).append((question, answer))
+    for question, answer in answers.items():
+        if question.beside is None:
+            by_hole.setdefault(question.hole, []).append((question, answer))
     shares = _shares(anatomy)
     choices, left_out = [], {}
     for name, found in by_hole.items():
@@ -79,7 +105,38 @@ def forecast(
     if not choices:
         why = left_out or "the space leaves no ratio and no scheme open"
         raise RefusedError(f"nothing could be probed: {why}.")
-    return Forecast(choices=tuple(choices), unit="divergence"), left_out
+    together = _together(choices, {one.hole: (one, answer) for one, answer in answers.items() if one.beside})
+    known = [replace(choice, together=together.get(choice.name, 0.0)) for choice in choices]
+    return Forecast(choices=tuple(known), unit="divergence"), left_out
+
+
+def _together(choices: Sequence[Choice], pairs: Mapping[str, tuple[Asked, Probed]]) -> dict[str, float]:
+    """What choices do together with the next, where that was probed."""
+    found = {}
+    for choice, following in pairwise(choices):
+        one, answer = pairs.get(choice.name, (None, Probed()))
+        if one is None or one.beside is None or answer.divergence is None or one.beside[0] != following.name:
+            continue
+        mine, theirs = choice.options.index(one.option), following.options.index(one.beside[1])
+        found[choice.name] = choice.losses[mine], following.losses[theirs], answer.divergence
+    if not found:
+        return {}
+    mine_alone, theirs_alone, both = np.array(list(found.values())).T
+    return dict(zip(found, interactions(mine_alone, theirs_alone, both, ERROR).tolist(), strict=True))
+
+
+def _both(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """Two effects of a section as one."""
+    merged = dict(one)
+    for name, value in other.items():
+        mine = merged.get(name)
+        if isinstance(mine, Mapping) and isinstance(value, Mapping):
+            merged[name] = {**mine, **value}
+        elif isinstance(mine, Sequence) and isinstance(value, Sequence) and not isinstance(value, str):
+            merged[name] = [*mine, *value]
+        else:
+            merged[name] = value
+    return merged
 
 
 def _saving(

@@ -5,7 +5,7 @@ where it was. So are the policies of an earlier study that are tried first; what
 about this model, or this machine, and is not read.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from autogreen.front import Front
 from autogreen.kernels import kept
 from autogreen.policy import Policy
 from autogreen.probe import Probed
-from autogreen.probing import Asked, asked, forecast
+from autogreen.probing import Asked, asked, forecast, paired
 from autogreen.samplers import make_sampler
 from autogreen.space import SearchSpace
 from autogreen.store import Store
@@ -67,22 +67,13 @@ class Proposals:
             return
         questions, left_out = asked(self.space, anatomy)
         yield from (f"{hole} is searched without a forecast: {reason}" for hole, reason in left_out.items())
-        known: dict[str, Any] = self.store.get("probes", {})
-        missing = [one for one in questions if _key(one) not in known]
-        while missing:
-            section = missing[0].section
-            now = [one for one in missing if one.section == section][:AT_ONCE]
-            yield f"{len(questions) - len(missing)} of {len(questions)} options"
-            found = call("probe", {"section": section, "effects": [one.effect for one in now]})["probed"]
-            known |= {_key(one): answer for one, answer in zip(now, found, strict=True)}
-            self.store.put("probes", known)
-            missing = [one for one in missing if _key(one) not in known]
+        alone = yield from self._answers(questions, call, "options")
+        pairs = yield from self._answers(paired(alone), call, "pairs of neighbours")
         facts = self.store.get("facts")
         measured = kept(facts["hardware"], facts["tier"], facts["boundary"], cache)
-        answers = [Probed(**known[_key(one)]) for one in questions]
         batch = self.experiment.workload.fixed_batch or 1
         try:
-            foreseen, unknown = forecast(questions, answers, anatomy, measured, batch)
+            foreseen, unknown = forecast({**alone, **pairs}, anatomy, measured, batch)
         except RefusedError as error:
             yield f"searched without a forecast: {error}"
             return
@@ -91,6 +82,20 @@ class Proposals:
         self.strategy = Guided(
             self.space, foreseen, self.offers, seed=self.experiment.seed, max_loss=loss, dearest=dearest
         )
+
+    def _answers(
+        self, questions: Sequence[Asked], call: Callable[[str, Mapping[str, Any]], Any], what: str
+    ) -> Generator[str, None, dict[Asked, Probed]]:
+        """Of the model, as far as they are not kept yet."""
+        known: dict[str, Any] = self.store.get("probes", {})
+        while missing := [one for one in questions if one.key not in known]:
+            section = missing[0].section
+            now = [one for one in missing if one.section == section][:AT_ONCE]
+            yield f"{len(questions) - len(missing)} of {len(questions)} {what}"
+            found = call("probe", {"section": section, "effects": [one.effect for one in now]})["probed"]
+            known |= {one.key: answer for one, answer in zip(now, found, strict=True)}
+            self.store.put("probes", known)
+        return {one: Probed(**known[one.key]) for one in questions}
 
     def ask(self) -> tuple[optuna.Trial, Policy]:
         """The next trial, and its policy."""
@@ -115,7 +120,3 @@ class Proposals:
                     answers = trial.user_attrs["params"]
                     found.append(Seen(answers=answers, loss=evaluation.loss, ratio=evaluation.ratio))
         return found
-
-
-def _key(one: Asked) -> str:
-    return f"{one.hole}: {one.option}"

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,7 +32,7 @@ from autogreen.evaluation import Request
 from autogreen.experiment import Experiment, load, pick_device
 from autogreen.policy import Effect
 from autogreen.probe import Probed
-from autogreen.probing import asked, forecast
+from autogreen.probing import Asked, asked, forecast, paired
 from autogreen.space import SearchSpace
 from autogreen.workbench import Setup
 
@@ -62,12 +62,16 @@ def foreseen(evaluator: Evaluator, space: SearchSpace, anatomy: Anatomy, batch: 
     """What a guided search knows before its first trial."""
     questions, left_out = asked(space, anatomy)
     assert not left_out, left_out
-    answers = [
-        Probed(**answer)
-        for question in questions
-        for answer in evaluator.probe(question.section, [question.effect])["probed"]
-    ]
-    found, left_out = forecast(questions, answers, anatomy, None, batch)
+
+    def answered(questions: Sequence[Asked]) -> dict[Asked, Probed]:
+        return {
+            one: Probed(**answer)
+            for one in questions
+            for answer in evaluator.probe(one.section, [one.effect])["probed"]
+        }
+
+    alone = answered(questions)
+    found, left_out = forecast({**alone, **answered(paired(alone))}, anatomy, None, batch)
     assert not left_out, left_out
     return [asdict(choice) for choice in found.choices]
 

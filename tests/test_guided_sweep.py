@@ -50,7 +50,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[list[Any]]:
 def test_probes_come_first_and_every_trial_answers_every_hole(tmp_path: Path, asked: list[list[Any]]) -> None:
     stages = [step.stage for step in run(tmp_path / "toy")]
     assert stages.index("controls") < stages.index("probing") < stages.index("searching")
-    assert sum(map(len, asked)) == 4  # two groups at two ratios
+    assert sum(map(len, asked)) == 5  # two groups at two ratios, and both at once
     store = Store.open(tmp_path / "toy")
     results = store.results()
     assert len(results.trials) == 4 and {trial.state for trial in results.trials} == {"measured"}
@@ -72,7 +72,7 @@ def test_a_search_killed_while_it_probes_goes_on_there(
     steps.close()  # type: ignore[attr-defined]
     assert len(Store.open(tmp_path / "toy").get("probes")) == 2
     run(tmp_path / "toy", budget={"trials": 1}, finalists=0)
-    assert len(asked) == 4  # and not the first two again
+    assert len(asked) == 5  # and not the first two again; the last is the pair
     assert len(Store.open(tmp_path / "toy").results().trials) == 1
 
 
@@ -149,5 +149,5 @@ for step in sweep(experiment, Path({str(tmp_path / "toy")!r}), Path({str(tmp_pat
     for name, known in before.items():
         assert {key: store.get(name)[key] for key in known} == known  # what was known was not measured again
     assert len(results.trials) == 4 == len({trial.evaluation.key for trial in results.trials if trial.evaluation})
-    assert len(store.get("probes")) == 4
+    assert len(store.get("probes")) == 5
     assert set(store.get("finalists")["keys"]) <= set(results.published)

@@ -9,9 +9,10 @@ import torch
 import toys
 from quantizing import QUIET
 
-from autogreen.anatomy import survey
+from autogreen.anatomy import Anatomy, survey
 from autogreen.errors import EvaluationError
-from autogreen.probe import Probe, divergence
+from autogreen.probe import Probe, Probed, divergence
+from autogreen.probing import Asked, asked, forecast, paired
 from autogreen.space import SearchSpace
 from autogreen.techniques import Context
 from autogreen.techniques.quantization import Quantization
@@ -103,3 +104,68 @@ def test_divergence_is_the_closed_form() -> None:
 def test_outputs_that_are_not_finite_are_refused() -> None:
     with pytest.raises(EvaluationError, match="NaN"):
         divergence(torch.zeros(1, 2), torch.full((1, 2), math.nan), "logits")
+
+
+# --- neighbours together --------------------------------------------------------------------------------------------
+
+
+def test_neighbours_are_probed_at_their_worst_options_both_at_once(probe: Probe) -> None:
+    anatomy = survey(probe.model, probe.context.example, ("pruning", "quantization"))
+    questions, _ = asked(SearchSpace.from_json(SPACE).expand(anatomy), anatomy)
+    alone = {one: next(probe.each(one.section, [one.effect])) for one in questions}
+    pairs = paired(alone)
+    assert [(one.hole, one.option, one.beside) for one in pairs] == [
+        ("pruning[0].ratio", 0.5, ("pruning[3].ratio", 0.5)),
+        ("quantization[0].scheme", "w8a8_static", ("quantization[3].scheme", "w8a8_static")),
+        ("quantization[3].scheme", "w8a8_static", ("quantization[6].scheme", "w8a8_static")),
+    ]
+    assert {unit for units in pairs[0].effect.values() for unit in units} == {"0", "3"}
+    assert set(pairs[1].effect) == {"0", "3"}
+    assert len({one.key for one in (*questions, *pairs)}) == len(questions) + len(pairs)
+    both = [next(probe.each(one.section, [one.effect])) for one in pairs]
+    assert all(found.divergence for found in both)
+    known, left_out = forecast({**alone, **dict(zip(pairs, both, strict=True))}, anatomy, None, 64)
+    assert not left_out
+    by_name = {choice.name: choice for choice in known.choices}
+    assert by_name["pruning[3].ratio"].together == 0 and by_name["quantization[6].scheme"].together == 0  # ends
+
+
+@pytest.mark.parametrize("weight", [3.0, -0.8])
+def test_what_neighbours_do_together_is_recovered(weight: float) -> None:
+    """Of made-up divergences of 60 holes: a + b + weight x root(a b)."""
+    one_hole = [
+        [
+            Asked(
+                hole=f"pruning[{hole}].ratio", option=option, section="pruning", effect={"channel": {str(hole): option}}
+            )
+            for option in (0.0, 0.5)
+        ]
+        for hole in range(60)
+    ]
+    alone = {
+        one: Probed(divergence=one.option * (1.0 + 0.1 * (hole % 7)))
+        for hole, ones in enumerate(one_hole)
+        for one in ones
+    }
+    worst = [alone[ones[1]].divergence or 0.0 for ones in one_hole]
+    pairs = paired(alone)
+    assert len(pairs) == 59
+    answers = {
+        one: Probed(divergence=a + b + weight * math.sqrt(a * b))
+        for one, a, b in zip(pairs, worst[:-1], worst[1:], strict=True)
+    }
+    known, _ = forecast({**alone, **answers}, Anatomy(model="toy", parameters=1, units={}), None, 64)
+    assert [choice.together for choice in known.choices] == pytest.approx([weight] * 59 + [0.0], rel=0.05)
+
+
+def test_a_pair_that_cannot_be_probed_counts_as_nothing() -> None:
+    ones = [Asked(hole=f"pruning[{hole}].ratio", option=0.5, section="pruning", effect={}) for hole in range(3)]
+    alone = {one: Probed(divergence=1.0) for one in ones}
+    first, second = paired(alone)
+    known, left_out = forecast(
+        {**alone, first: Probed(refused="out of memory"), second: Probed(divergence=5.0)},
+        Anatomy(model="toy", parameters=1, units={}),
+        None,
+        64,
+    )
+    assert not left_out and [choice.together for choice in known.choices] == pytest.approx([0.0, 3.0, 0.0])
