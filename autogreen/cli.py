@@ -374,9 +374,13 @@ def _mirror(front: Any, folder: Path, uri: str | None) -> None:
     from autogreen.tracking import sync
 
     page = folder / "front.html"
-    write_page(front, page)
+    try:
+        write_page(front, page)
+        print(f"\nThe front as a page: {page}")
+    except ModuleNotFoundError as error:
+        later = f"`autogreen front {folder.name} --html FILE` writes it later"
+        print(f"\nNo page, for {error.name} is not installed; {later}.")
     link = sync(front, uri=uri, folder=folder, timeout_s=60.0)
-    print(f"\nThe front as a page: {page}")
     if link:
         print(f"In MLflow: {link}")
     else:

@@ -173,6 +173,36 @@ def report(rows: list[dict[str, Any]]) -> Iterator[str]:
             yield f"| {strategy} | {len(found)} | {' | '.join(cells)} | {seconds:.2f} |"
 
 
+def draw(rows: list[dict[str, Any]], path: Path) -> None:
+    """Medians and quartiles over trials, one panel a problem."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams |= {"svg.fonttype": "none", "svg.hashsalt": "autogreen", "font.size": 9}
+    from matplotlib import pyplot
+
+    problems = list(dict.fromkeys(row["problem"] for row in rows))
+    figure, panels = pyplot.subplots(1, len(problems), figsize=(3.4 * len(problems), 3.2), squeeze=False, sharey=True)
+    for panel, problem in zip(panels[0], problems, strict=True):
+        mine = [row for row in rows if row["problem"] == problem]
+        for strategy in dict.fromkeys(row["strategy"] for row in rows):
+            found = [row for row in mine if row["strategy"] == strategy]
+            marks = sorted({int(mark) for row in found for mark in row["reached"]})
+            if not found:
+                continue
+            reached = [[row["reached"].get(str(mark), 1.0) for row in found] for mark in marks]
+            low, middle, high = np.quantile(reached, [0.25, 0.5, 0.75], axis=1)
+            panel.errorbar(marks, middle, [middle - low, high - middle], marker="o", ms=3, capsize=2, label=strategy)
+        panel.set(title=problem, xlabel="trials", xscale="log")
+        panel.set_xticks(marks, [str(mark) for mark in marks])
+        panel.minorticks_off()
+        panel.grid(alpha=0.3)
+    panels[0][0].set_ylabel("share of the true front's hypervolume")
+    panels[0][-1].legend(loc="lower right")
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
+
+
 def quartiles(values: list[float], form: str) -> str:
     low, middle, high = np.quantile(values, [0.25, 0.5, 0.75], method="nearest")
     return f"{middle:{form}} ({low:{form}}–{high:{form}})"
@@ -186,9 +216,12 @@ def main() -> int:
     parser.add_argument("--problems")
     parser.add_argument("--seeds", type=int)
     parser.add_argument("--report", type=Path, help="print the table of a finished run")
+    parser.add_argument("--figure", type=Path, help="with --report: draw it too, as SVG")
     given = parser.parse_args()
     if given.report:
         sys.stdout.write("\n".join(report(lines(given.report))) + "\n")
+        if given.figure:
+            draw(lines(given.report), given.figure)
         return 0
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     plan = yaml.safe_load(given.plan.read_text())

@@ -249,6 +249,20 @@ def test_without_mlflow_there_is_no_mirror(tmp_path: Path, monkeypatch: pytest.M
     assert sync(Front.of(study()), uri=None, folder=tmp_path / "s", timeout_s=5) is None
 
 
+def test_without_plotly_there_is_no_page_and_it_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from autogreen import cli
+
+    monkeypatch.setitem(sys.modules, "plotly", None)
+    monkeypatch.setitem(sys.modules, "plotly.graph_objects", None)
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+    cli._mirror(Front.of(study()), tmp_path, None)
+    told = capsys.readouterr().out
+    assert "No page, for plotly" in told and f"autogreen front {tmp_path.name} --html" in told
+    assert not (tmp_path / "front.html").exists()
+
+
 def test_no_time_is_no_mirror(tmp_path: Path) -> None:
     assert within(0.5, "http://127.0.0.1:1", tmp_path / "s", 0.0) is None
 
