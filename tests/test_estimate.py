@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import toys
 
-from autogreen import evaluate
+from autogreen import workbench
 from autogreen.errors import RefusedError, StudyError
 from autogreen.meters import choose, estimate
 from autogreen.meters.estimate import EstimateMeter
@@ -209,7 +209,7 @@ def test_a_study_never_mixes_tiers(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     begin()
     begin()  # the same tier goes on
-    monkeypatch.setattr(evaluate, "choose", lambda *args, **settings: ScriptedMeter(tier="measured"))
+    monkeypatch.setattr(workbench, "choose", lambda *args, **settings: ScriptedMeter(tier="measured"))
     with pytest.raises(StudyError, match=r"meter was 'estimated \{\}', is 'measured \{\}'.*--fresh"):
         begin()
 

@@ -374,6 +374,8 @@ def test_json_is_the_promised_object() -> None:
     assert data["search"] == {
         "trials": 4,
         "measured": 4,
+        "stopped": 0,
+        "saved_j": 0.0,
         "energy_j": 900.0,
         "joules": {"training": 540.0, "measuring": 270.0, "wasted": 90.0},
         "energy_wh": 0.25,

@@ -79,12 +79,12 @@ def test_a_finished_study_goes_on_without_doing_anything_again(swept):
 def test_another_boundary_is_another_study(swept, monkeypatch):
     """The same tier and settings, but other devices inside the number."""
     folder, _ = swept
-    from autogreen import evaluate
+    from autogreen import workbench
 
-    class Elsewhere(type(evaluate.choose("cpu"))):
+    class Elsewhere(type(workbench.choose("cpu"))):
         boundary = "another set of devices"
 
-    monkeypatch.setattr(evaluate, "choose", lambda device, name, **settings: Elsewhere())
+    monkeypatch.setattr(workbench, "choose", lambda device, name, **settings: Elsewhere())
     with pytest.raises(StudyError, match=r"boundary of the energy was 'CPU.*, is 'another set of devices'.*--fresh"):
         run(folder)
 
@@ -148,7 +148,7 @@ def test_unit_costs_are_measured_once_and_billed(tmp_path, monkeypatch):
     ("tier", "foreign_cores", "idle_w"), [("measured", 0.0, 20.0), ("measured", 200.0, None), ("estimated", 0.0, None)]
 )
 def test_power_at_rest_is_read_once_where_it_can_be_seen(tmp_path, monkeypatch, tier, foreign_cores, idle_w):
-    from autogreen import evaluate
+    from autogreen import workbench
     from autogreen.testing import ScriptedMeter
 
     rests = []
@@ -161,7 +161,7 @@ def test_power_at_rest_is_read_once_where_it_can_be_seen(tmp_path, monkeypatch, 
 
     monkeypatch.setattr("autogreen.measure.rest", rest)
     monkeypatch.setattr(
-        evaluate,
+        workbench,
         "choose",
         lambda *args, **settings: ScriptedMeter(watts=20.0, tier=tier, foreign_cores=foreign_cores),
     )
@@ -173,10 +173,10 @@ def test_power_at_rest_is_read_once_where_it_can_be_seen(tmp_path, monkeypatch, 
 
 
 def test_the_meter_is_built_once(tmp_path, monkeypatch):
-    from autogreen import evaluate
+    from autogreen import workbench
 
-    built, choose = [], evaluate.choose
-    monkeypatch.setattr(evaluate, "choose", lambda *args, **settings: built.append(args) or choose(*args, **settings))
+    built, choose = [], workbench.choose
+    monkeypatch.setattr(workbench, "choose", lambda *args, **settings: built.append(args) or choose(*args, **settings))
     run(tmp_path / "toy", budget={"trials": 2})
     assert len(built) == 1
 
