@@ -57,7 +57,7 @@ class Stakes:
     def of(cls, results: "Results") -> "Stakes | None":
         """None while too few trials were trained to tell, or where training is not what a trial costs."""
         found = [trial.evaluation for trial in results.trials if trial.evaluation is not None]
-        trained = [evaluation for evaluation in found if _epochs(evaluation.effect.parts)]
+        trained = [evaluation for evaluation in found if epochs(evaluation.effect.parts)]
         joules = [evaluation.joules for evaluation in trained if evaluation.status != "stopped"]
         training = math.fsum(phases.get("training", 0.0) for phases in joules)
         total = math.fsum(value for phases in joules for value in phases.values())
@@ -68,7 +68,7 @@ class Stakes:
             if evaluation.status != "stopped" and evaluation.loss is not None:
                 for rung in evaluation.rungs:
                     gained.setdefault(rung.place, []).append(rung.loss.mean - evaluation.loss.mean)
-        epochs = sum(_epochs(evaluation.effect.parts) for evaluation in trained if evaluation.status != "stopped")
+        passes = sum(epochs(evaluation.effect.parts) for evaluation in trained if evaluation.status != "stopped")
         return cls(
             front=tuple(
                 (trial.evaluation.loss.mean, trial.evaluation.ratio.mean)
@@ -76,7 +76,7 @@ class Stakes:
                 if trial.feasible and trial.evaluation and trial.evaluation.loss and trial.evaluation.ratio
             ),
             gained={place: tuple(values) for place, values in gained.items() if len(values) >= FEWEST},
-            epoch_j=training / epochs,
+            epoch_j=training / passes,
         )
 
     def hopeless(self, rung: Rung, ratio: Interval) -> bool:
@@ -149,6 +149,7 @@ class Look:
             raise StopTraining(self)
 
 
-def _epochs(parts: Mapping[str, Any]) -> int:
-    epochs: int = parts.get("distillation", {}).get("epochs", 0)
-    return epochs
+def epochs(parts: Mapping[str, Any]) -> int:
+    """For how many an effect trains."""
+    found: int = parts.get("distillation", {}).get("epochs", 0)
+    return found

@@ -25,7 +25,7 @@ from autogreen.errors import MeterError, RefusedError, StudyError
 from autogreen.evaluation import Evaluation, Request
 from autogreen.executors import EXECUTORS, Done, Executor
 from autogreen.experiment import Experiment, pick_device
-from autogreen.fidelity import Stakes
+from autogreen.fidelity import Stakes, epochs
 from autogreen.front import Front, standing
 from autogreen.jobs import Jobs
 from autogreen.payback import Payback
@@ -266,7 +266,7 @@ class _Run:
                 seed=self.experiment.seed,
                 reference=self.baseline.key,
                 max_loss=self.experiment.constraints.max_loss,
-                stakes=Stakes.of(self.store.results()),
+                stakes=Stakes.of(self.store.results()) if epochs(effect.parts) else None,
                 limit_s=self.jobs.limit_s(),
                 limit_j=self.jobs.limit_j(),
             )

@@ -19,7 +19,7 @@ from autogreen.measurement import Interval, Protocol
 from autogreen.policy import Effect
 from autogreen.store import Store
 from autogreen.sweep import sweep
-from autogreen.testing import scripted_evaluation, scripted_results
+from autogreen.testing import ScriptedMeter, scripted_evaluation, scripted_results
 from autogreen.workbench import Setup
 from autogreen.workload import Workload
 
@@ -170,6 +170,19 @@ def evaluator(tmp_path_factory: pytest.TempPathFactory) -> Evaluator:
     )
     made.prepare()
     return made
+
+
+def test_a_model_that_trains_elsewhere_is_looked_at_where_it_runs(
+    evaluator: Evaluator, reference: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`cpu:0` is another name of the same device: all that changes is the road."""
+    monkeypatch.setattr("autogreen.evaluate.choose", lambda device: ScriptedMeter())
+    elsewhere = Evaluator(replace(evaluator.setup, training_device="cpu:0"))
+    easy = Stakes(front=(), gained={0: (0.1,) * 5}, epoch_j=1.0)
+    here = evaluator.evaluate(request(reference, easy, **PRUNED, **SLOWLY))
+    there = elsewhere.evaluate(request(reference, easy, **PRUNED, **SLOWLY))
+    assert [one.loss for one in there.rungs] == [one.loss for one in here.rungs]
+    assert there.loss == here.loss and there.status == "measured"
 
 
 def request(reference: str | None = None, stakes: Stakes | None = None, **parts: Any) -> Request:
