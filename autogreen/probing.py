@@ -139,6 +139,19 @@ def _both(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
+def guessed(questions: Sequence[Asked], anatomy: Anatomy, kernels: Kernels | None, batch: int) -> tuple[str, ...]:
+    """Schemes of which some layer's kernel was never measured on this device."""
+    units = {member: unit for unit in anatomy.units.get("quantization", ()) for member in unit.members}
+    asked_for = {
+        (word.partition("+")[0], layer)
+        for one in questions
+        if one.section == "quantization"
+        for layer, word in one.effect.items()
+    }
+    unknown = {scheme for scheme, layer in asked_for if _cell(units[layer], scheme, kernels, batch) is None}
+    return tuple(sorted(unknown))
+
+
 def _saving(
     one: Asked, answer: Probed, anatomy: Anatomy, shares: Mapping[str, float], kernels: Kernels | None, batch: int
 ) -> float:
@@ -153,9 +166,15 @@ def _saving(
 
 def _saved(unit: Unit, scheme: str, kernels: Kernels | None, batch: int) -> float:
     """Share of a layer's energy that a scheme saves."""
+    ratio = _cell(unit, scheme, kernels, batch)
+    return GUESSED.get(scheme, 0.0) if ratio is None else 1.0 - ratio
+
+
+def _cell(unit: Unit, scheme: str, kernels: Kernels | None, batch: int) -> float | None:
+    """Energy of a scheme in such a layer over the plain layer's, as measured; None where it was not."""
     shape = Shape.of(unit)
     cell = kernels.nearest(Case(shape=shape, rows=unit.rows * batch, scheme=scheme)) if kernels and shape else None
-    return GUESSED.get(scheme, 0.0) if cell is None or cell.ratio is None else 1.0 - cell.ratio.mean
+    return None if cell is None or cell.ratio is None else cell.ratio.mean
 
 
 def _shares(anatomy: Anatomy) -> dict[str, float]:

@@ -19,7 +19,7 @@ from autogreen.front import Front
 from autogreen.kernels import kept
 from autogreen.policy import Policy
 from autogreen.probe import Probed
-from autogreen.probing import Asked, asked, forecast, paired
+from autogreen.probing import Asked, asked, forecast, guessed, paired
 from autogreen.samplers import make_sampler
 from autogreen.space import SearchSpace
 from autogreen.store import Store
@@ -78,6 +78,9 @@ class Proposals:
             yield f"searched without a forecast: {error}"
             return
         yield from (f"{hole} is searched without a forecast: {reason}" for hole, reason in unknown.items())
+        if unmeasured := guessed(questions, anatomy, measured, batch):
+            told = f"what {', '.join(unmeasured)} save here is guessed until trials tell"
+            yield f"{told}; `autogreen kernels --experiment FILE` measures it beforehand"
         loss, dearest = facts["reference_point"]
         self.strategy = Guided(
             self.space, foreseen, self.offers, seed=self.experiment.seed, max_loss=loss, dearest=dearest

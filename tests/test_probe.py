@@ -12,7 +12,7 @@ from quantizing import QUIET
 from autogreen.anatomy import Anatomy, survey
 from autogreen.errors import EvaluationError
 from autogreen.probe import Probe, Probed, divergence
-from autogreen.probing import Asked, asked, forecast, paired
+from autogreen.probing import Asked, asked, forecast, guessed, paired
 from autogreen.space import SearchSpace
 from autogreen.techniques import Context
 from autogreen.techniques.quantization import Quantization
@@ -156,6 +156,14 @@ def test_what_neighbours_do_together_is_recovered(weight: float) -> None:
     }
     known, _ = forecast({**alone, **answers}, Anatomy(model="toy", parameters=1, units={}), None, 64)
     assert [choice.together for choice in known.choices] == pytest.approx([weight] * 59 + [0.0], rel=0.05)
+
+
+def test_schemes_whose_kernels_nobody_measured_are_named(probe: Probe) -> None:
+    anatomy = survey(probe.model, probe.context.example, ("pruning", "quantization"))
+    questions, _ = asked(SearchSpace.from_json(SPACE).expand(anatomy), anatomy)
+    assert guessed(questions, anatomy, None, 64) == ("w8a8_static",)
+    only_cuts = [one for one in questions if one.section == "pruning"]
+    assert guessed(only_cuts, anatomy, None, 64) == ()
 
 
 def test_a_pair_that_cannot_be_probed_counts_as_nothing() -> None:
