@@ -26,7 +26,7 @@ from autogreen.billing import Watch
 from autogreen.compress import compress, lower
 from autogreen.engines import ENGINES, Program, Recipe, profile
 from autogreen.evaluation import Evaluation, Published, Request
-from autogreen.fidelity import Look, StopTraining
+from autogreen.fidelity import Look, StopTraining, epochs
 from autogreen.measure import lease, measure, measure_beside, rest_w
 from autogreen.measurement import Interval, Measurement, Protocol
 from autogreen.meters import Meter, choose
@@ -106,12 +106,15 @@ class Evaluator(Workbench):
                 start = copy.deepcopy(self._start(request.start, parts.get("distillation", {}).get("student", 1.0)))
                 trained = self._trained(parts, start, example, request, watch, look)
                 call_once(trained, example)
+                lowered, layers = parts.get("quantization", {}), traced(trained, example)
+                sparse = parts.get("pruning", {}).get("n:m", ()) if self.setup.device.startswith("cuda") else ()
+                planned = {
+                    **precisions(lowered, self.setup.device),
+                    **dict.fromkeys(sparse, "sparse"),
+                }  # bounds nothing
+                work = floor.count(trained, example, planned, 1.0 if sparse else narrowest_bytes(lowered))
         except StopTraining as stop:
             return replace(_stopped(request, recipe, stop), **_spent(watch))
-        lowered, layers = parts.get("quantization", {}), traced(trained, example)
-        sparse = parts.get("pruning", {}).get("n:m", ()) if self.setup.device.startswith("cuda") else ()
-        planned = {**precisions(lowered, self.setup.device), **dict.fromkeys(sparse, "sparse")}  # bounds nothing
-        work = floor.count(trained, example, planned, 1.0 if sparse else narrowest_bytes(lowered))
 
         folder = study / "artifacts" / request.key
         partial = folder.with_name(f".{folder.name}.{os.getpid()}")
@@ -138,7 +141,7 @@ class Evaluator(Workbench):
                     kernels=ran.kernels,
                     layers=by_layer,
                     work=work,
-                    rungs=tuple(look.rungs) if isinstance(look, Look) else (),
+                    rungs=tuple(look.rungs) if look else (),
                 )
             if found.loss is None or request.max_loss is None or found.loss.low <= request.max_loss:
                 with watch.measuring() as meter:
@@ -184,28 +187,25 @@ class Evaluator(Workbench):
         example: Inputs,
         request: Request,
         watch: Watch,
-        look: Callable[[nn.Module, int], None],
+        look: Look | None,
     ) -> nn.Module:
         """Prune and train where training is done, which may be another device than the one that is measured."""
         device, elsewhere = self.setup.device, self.setup.training_device
         if elsewhere in (None, device):
-            context = self._context(example, request.seed, watch.check, look)
-            return compress(parts, start.to(device), context)
+            return compress(parts, start.to(device), self._context(example, request.seed, watch.check, look or unseen))
         context = replace(
-            self._context(to_device(example, elsewhere), request.seed, watch.check, look),
+            self._context(to_device(example, elsewhere), request.seed, watch.check, look or unseen),
             device=elsewhere,
             teacher=self._cached("teacher elsewhere", lambda: copy.deepcopy(self._start("baseline")).to(elsewhere)),
         )
         with watch.beside(self._cached("meter elsewhere", lambda: choose(elsewhere))):
             return compress(parts, start.to(elsewhere), context).to(device)
 
-    def _look(
-        self, request: Request, reference: Scores | None, recipe: Recipe, watch: Watch
-    ) -> Callable[[nn.Module, int], None]:
+    def _look(self, request: Request, reference: Scores | None, recipe: Recipe, watch: Watch) -> Look | None:
         """Where something is at stake, look at a model in training: score it as it is, measure what it will be."""
         stakes, parts = request.stakes, request.effect.parts
         if stakes is None or reference is None:
-            return unseen
+            return None
         example, theirs = self._example(recipe.batch), reference
 
         def judge(model: nn.Module) -> Interval:
@@ -227,8 +227,7 @@ class Evaluator(Workbench):
                     shutil.rmtree(folder, ignore_errors=True)
                     self._all_cores()
 
-        whole = parts.get("distillation", {}).get("epochs", 0)
-        return Look(stakes=stakes, reference=quality.mean(theirs), epochs=whole, judge=judge, weigh=weigh)
+        return Look(stakes=stakes, reference=quality.mean(theirs), epochs=epochs(parts), judge=judge, weigh=weigh)
 
     def _build(
         self,

@@ -57,19 +57,17 @@ class Stakes:
     @classmethod
     def of(cls, results: "Results") -> "Stakes | None":
         """None while too few trials were trained to tell, or where training is not what a trial costs."""
-        found = [trial.evaluation for trial in results.trials if trial.evaluation is not None]
-        trained = [evaluation for evaluation in found if epochs(evaluation.effect.parts)]
-        joules = [evaluation.joules for evaluation in trained if evaluation.status != "stopped"]
-        training = math.fsum(phases.get("training", 0.0) for phases in joules)
-        total = math.fsum(value for phases in joules for value in phases.values())
-        if len(joules) < FEWEST or training < DOMINANT * (total - training):
+        ended = [trial.evaluation for trial in results.trials if trial.evaluation and trial.state != "stopped"]
+        trained = [evaluation for evaluation in ended if epochs(evaluation.effect.parts)]
+        training = math.fsum(evaluation.joules.get("training", 0.0) for evaluation in trained)
+        total = math.fsum(joules for evaluation in trained for joules in evaluation.joules.values())
+        if len(trained) < FEWEST or training < DOMINANT * (total - training):
             return None
         gained: dict[int, list[float]] = {}
         for evaluation in trained:
-            if evaluation.status != "stopped" and evaluation.loss is not None:
+            if evaluation.loss is not None:
                 for rung in evaluation.rungs:
                     gained.setdefault(rung.place, []).append(rung.loss.mean - evaluation.loss.mean)
-        passes = sum(epochs(evaluation.effect.parts) for evaluation in trained if evaluation.status != "stopped")
         return cls(
             front=tuple(
                 (trial.evaluation.loss.mean, trial.evaluation.ratio.mean)
@@ -77,7 +75,7 @@ class Stakes:
                 if trial.feasible and trial.evaluation and trial.evaluation.loss and trial.evaluation.ratio
             ),
             gained={place: tuple(values) for place, values in gained.items() if len(values) >= FEWEST},
-            epoch_j=training / passes,
+            epoch_j=training / sum(epochs(evaluation.effect.parts) for evaluation in trained),
         )
 
     def hopeless(self, rung: Rung, ratio: Interval) -> bool:

@@ -6,6 +6,7 @@ from typing import Any
 
 from autogreen.errors import EvaluationError, MeterError
 from autogreen.evaluation import Evaluation, Request
+from autogreen.fidelity import epochs
 from autogreen.front import Front
 from autogreen.jobs import Jobs
 from autogreen.measurement import Protocol
@@ -57,9 +58,7 @@ def _trained(store: Store) -> list[Evaluation]:
     results = store.results()
     found = [trial.evaluation for trial in results.measured if trial.evaluation is not None]
     return [
-        evaluation
-        for evaluation in found
-        if evaluation.key in results.published and evaluation.effect.parts.get("distillation", {}).get("epochs")
+        evaluation for evaluation in found if evaluation.key in results.published and epochs(evaluation.effect.parts)
     ]
 
 

@@ -19,7 +19,6 @@ from autogreen.measurement import Interval
 DRAWS = 1000
 AT_ONCE = 100
 SURE = 3.5  # standard errors that no draw of note goes beyond, on both sides
-STANDARD_ERRORS = 2 * 1.96  # in a 95 % interval
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -79,7 +78,7 @@ def _undominated(losses: Array, energies: Array) -> Array:
 def _axis(intervals: Sequence[Interval]) -> tuple[Array, Array]:
     """Means and standard errors, float64 [n] each."""
     means = np.array([interval.mean for interval in intervals])
-    return means, np.array([(interval.high - interval.low) / STANDARD_ERRORS for interval in intervals])
+    return means, np.array([interval.standard_error for interval in intervals])
 
 
 def _logarithm(ratio: Interval) -> Interval:

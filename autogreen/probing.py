@@ -141,7 +141,7 @@ def _both(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
 
 def guessed(questions: Sequence[Asked], anatomy: Anatomy, kernels: Kernels | None, batch: int) -> tuple[str, ...]:
     """Schemes of which some layer's kernel was never measured on this device."""
-    units = {member: unit for unit in anatomy.units.get("quantization", ()) for member in unit.members}
+    units = _layers(anatomy)
     asked_for = {
         (word.partition("+")[0], layer)
         for one in questions
@@ -157,7 +157,7 @@ def _saving(
 ) -> float:
     if one.section == "pruning":
         return 1.0 - answer.kept
-    units = {member: unit for unit in anatomy.units["quantization"] for member in unit.members}
+    units = _layers(anatomy)
     return sum(
         shares[layer] * _saved(units[layer], word.partition("+")[0], kernels, batch)
         for layer, word in one.effect.items()
@@ -180,12 +180,16 @@ def _cell(unit: Unit, scheme: str, kernels: Kernels | None, batch: int) -> float
 def _shares(anatomy: Anatomy) -> dict[str, float]:
     """Each layer's share of the multiply-accumulates that quantization could treat."""
     work = {
-        member: unit.inputs * unit.width * unit.taps * unit.rows * unit.calls // unit.groups
-        for unit in anatomy.units.get("quantization", ())
-        for member in unit.members
+        layer: unit.inputs * unit.width * unit.taps * unit.rows * unit.calls // unit.groups
+        for layer, unit in _layers(anatomy).items()
     }
     total = max(1, sum(work.values()))
-    return {member: products / total for member, products in work.items()}
+    return {layer: products / total for layer, products in work.items()}
+
+
+def _layers(anatomy: Anatomy) -> dict[str, Unit]:
+    """The unit of each layer that quantization could treat."""
+    return {member: unit for unit in anatomy.units.get("quantization", ()) for member in unit.members}
 
 
 def _units(anatomy: Anatomy) -> list[Unit]:

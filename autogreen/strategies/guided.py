@@ -31,7 +31,6 @@ CANDIDATES = 600  # of a front, spread over it
 CHANGES = 400  # neighbours looked at
 WEIGHED_EVERY = 1.2  # times as many trials
 SCALED = 100  # trials that say what a divergence costs
-STANDARD_ERRORS = 2 * 1.96  # in a 95 % interval
 
 Weights = tuple[Array | None, Array | None]
 
@@ -174,7 +173,7 @@ def _weighing(trials: int) -> int:
 def _values(intervals: Sequence[Interval]) -> tuple[Array, Array]:
     """Means, and standard errors that are never quite 0."""
     means = np.array([interval.mean for interval in intervals])
-    return means, np.array([(interval.high - interval.low) / STANDARD_ERRORS for interval in intervals]) + 1e-6
+    return means, np.array([interval.standard_error for interval in intervals]) + 1e-6
 
 
 def _spread(picks: Array, count: int) -> Array:

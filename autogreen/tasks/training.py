@@ -39,7 +39,7 @@ def train(
     schedule: Schedule = "one_cycle",
     patience: int | None = None,
     first_epoch: int = 0,
-    look: Callable[[nn.Module, int], None] | None = None,
+    look: Callable[[nn.Module, int], None] = lambda model, epochs: None,
 ) -> nn.Module:
     """Train in place with AdamW; return the model in inference mode, every weight the same object as before.
 
@@ -122,8 +122,7 @@ def train(
             best.offer(reached, model)
             if best.waited == patience:
                 break
-        if look is not None:
-            look(model.eval(), epoch + 1)
+        look(model.eval(), epoch + 1)
         model.train()
     if epochs and not seen:
         raise EvaluationError("the train split gave no batch: there is nothing to train on.")
