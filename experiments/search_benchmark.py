@@ -54,7 +54,7 @@ def made(kind: str, simulator: Simulator | Recorded, seed: int) -> Strategy:
     return direct
 
 
-def predicted(simulator: Simulator, count: int) -> list[dict[str, Any]]:
+def predicted(simulator: Simulator | Recorded, count: int) -> list[dict[str, Any]]:
     """Parameters of the points that cover most of the predicted front's hypervolume, one after the other."""
     chain, corner = simulator.forecast.chain, (simulator.max_loss, 0.0)
     picks = solve(chain)
@@ -86,6 +86,8 @@ def run(simulator: Simulator | Recorded, strategy: Mapping[str, str], marks: lis
         if share >= NEARLY:
             nearly = min(nearly or len(tried), len(tried))
     seconds = (time.perf_counter() - began) / len(tried)
+    if unreached := [mark for mark in marks if mark > len(tried)]:  # proposals repeated themselves: the search is over
+        reached |= dict.fromkeys(unreached, round(simulator.share(tried), 5))
     if isinstance(simulator, Recorded):
         return {"reached": reached, "seconds_per_trial": seconds, "nearly": nearly}
     whole = max(marks) * 3 // 4
@@ -162,7 +164,7 @@ def report(rows: list[dict[str, Any]]) -> Iterator[str]:
         yield f"|---|{'--:|' * len(heads)}"
         for strategy in dict.fromkeys(row["strategy"] for row in mine):
             found = [row for row in mine if row["strategy"] == strategy]
-            cells = [quartiles([row["reached"].get(str(mark), 1.0) for row in found], ".3f") for mark in marks]
+            cells = [quartiles([row["reached"][str(mark)] for row in found], ".3f") for mark in marks]
             if table:
                 cells.append(quartiles([row["nearly"] or np.inf for row in found], ".0f"))
             else:
@@ -190,8 +192,8 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
             marks = sorted({int(mark) for row in found for mark in row["reached"]})
             if not found:
                 continue
-            reached = [[row["reached"].get(str(mark), 1.0) for row in found] for mark in marks]
-            low, middle, high = np.quantile(reached, [0.25, 0.5, 0.75], axis=1)
+            reached = [spread([row["reached"][str(mark)] for row in found]) for mark in marks]
+            low, middle, high = np.array(reached).T
             panel.errorbar(marks, middle, [middle - low, high - middle], marker="o", ms=3, capsize=2, label=strategy)
         panel.set(title=problem, xlabel="trials", xscale="log")
         panel.set_xticks(marks, [str(mark) for mark in marks])
@@ -203,8 +205,13 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     figure.savefig(path, metadata={"Date": None})
 
 
+def spread(values: list[float]) -> Any:
+    """The lower quartile, median and upper one, each a value that occurred."""
+    return np.quantile(values, [0.25, 0.5, 0.75], method="nearest")
+
+
 def quartiles(values: list[float], form: str) -> str:
-    low, middle, high = np.quantile(values, [0.25, 0.5, 0.75], method="nearest")
+    low, middle, high = spread(values)
     return f"{middle:{form}} ({low:{form}}–{high:{form}})"
 
 
