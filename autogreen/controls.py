@@ -67,11 +67,15 @@ def controls_of(
             effect = Effect.of({**parts, "distillation": {**plain, "alpha": 0.0}})  # it cannot teach itself
             yield "fine-tuned, uncompressed", Request(effect=effect, reference=baseline.key)
     yield "half width from scratch", Request(effect=Effect.of(parts), start="scratch", reference=baseline.key)
-    if quantization := space.sections.get("quantization"):
-        unlearned = tuple({**rule, "qat": False} for rule in quantization)  # nothing trains here
-        settings = SearchSpace({"quantization": unlearned}).at(1.0)
-        if lowered := settings.effect(anatomy).parts.get("quantization"):
-            effect = Effect.of({**parts, "quantization": lowered})
+    lowering = {
+        section: space.sections[section] for section in ("precision", "quantization") if section in space.sections
+    }
+    if quantization := lowering.get("quantization"):
+        lowering["quantization"] = tuple({**rule, "qat": False} for rule in quantization)  # nothing trains here
+    if lowering:
+        settled = SearchSpace(lowering).at(1.0).effect(anatomy).parts
+        if lowered := {section: settled[section] for section in lowering if section in settled}:
+            effect = Effect.of({**parts, **lowered})
             if effect.refusal(anatomy, device, baseline.recipe.batch if baseline.recipe else None) is None:
                 request = Request(effect=effect, start="scratch", reference=baseline.key)
                 yield "half width from scratch, quantized", request

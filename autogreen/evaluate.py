@@ -33,6 +33,7 @@ from autogreen.meters import Meter, choose
 from autogreen.probe import Probe
 from autogreen.tasks import Inputs, Scores, to_device
 from autogreen.techniques import TECHNIQUES, unseen
+from autogreen.techniques.precision import rest
 from autogreen.techniques.quantization.schemes import check_kernels, narrowest_bytes, precisions
 from autogreen.techniques.trace import call_once
 from autogreen.techniques.trace import layers as traced
@@ -112,7 +113,8 @@ class Evaluator(Workbench):
                     **precisions(lowered, self.setup.device),
                     **dict.fromkeys(sparse, "sparse"),
                 }  # bounds nothing
-                work = floor.count(trained, example, planned, 1.0 if sparse else narrowest_bytes(lowered))
+                narrowest = 1.0 if sparse else narrowest_bytes(lowered)
+                work = floor.count(trained, example, planned, narrowest, rest(parts))
         except StopTraining as stop:
             return replace(_stopped(request, recipe, stop), **_spent(watch))
 

@@ -167,12 +167,14 @@ def count(
     example: "Inputs",
     lowered: Mapping[str, str] | None = None,
     weight_bytes: float | None = None,
+    rest: str | None = None,
 ) -> Work:
     """Run the model once on the example and count. Not for compiled programs, into which nobody sees.
 
     Args:
         model: in floating point, before any layer is lowered.
-        lowered: data type that a layer is to run in, by its dotted name; the others run in the model's own.
+        lowered: data type that a layer is to run in, by its dotted name.
+        rest: what all else is to run in; by default the model's own.
         weight_bytes: of the narrowest number among the lowered weights.
     """
     import torch
@@ -187,10 +189,11 @@ def count(
         outputs = model(*args, **kwargs)
     held = [*model.parameters(), *model.buffers()] if isinstance(model, torch.nn.Module) else []
     counts = counter.get_flop_counts()
-    flops = {plain_dtype(held): _flops(counts.get("Global", {}))}
+    plain = rest or plain_dtype(held)
+    flops = {plain: _flops(counts.get("Global", {}))}
     for layer, dtype in (lowered or {}).items():  # the counter names a layer by its root's class and its own path
         part = _flops(counts.get(f"{type(model).__name__}.{layer}", {}))
-        flops[plain_dtype(held)] -= part
+        flops[plain] -= part
         flops[dtype] = flops.get(dtype, 0.0) + part
     weights = {leaf.untyped_storage().data_ptr(): leaf.numel() for leaf in held}
     leaves = [leaf for leaf in tree_leaves((args, kwargs, outputs)) if isinstance(leaf, torch.Tensor)]

@@ -3,6 +3,7 @@
     pruning:       [{target: "blocks.*", ratio: 0.5}]         ordered rules, the first match wins
     distillation:  {epochs: 2, alpha: 0.5, temperature: 4}
     quantization:  [{target: "head", scheme: none}, {target: "*", scheme: w8a8_static}]
+    precision:     {dtype: bf16}                              of all else
     parallelism:   {threads: 1}
     runtime:       {engine: inductor}
 

@@ -13,15 +13,18 @@ LEVELS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 
 
 def first(space: SearchSpace) -> Iterator[dict[str, Any]]:
-    """What an engineer would try by hand: each scheme on all layers, unpruned; then the last of them with one level of
-    the pruning range for all groups."""
+    """What an engineer would try by hand: each scheme on all layers, unpruned; then the last of them, with the last
+    data type for all else and one level of the pruning range for all groups."""
     schemes = [scheme for scheme in space.options("quantization", "scheme") if scheme != "none"]
     for scheme in schemes:
         yield space.everywhere("quantization", "scheme", scheme)
+    lowest: dict[str, Any] = {}
+    for section, field in (("quantization", "scheme"), ("precision", "dtype")):
+        if options := space.options(section, field):
+            found = space.everywhere(section, field, options[-1])
+            lowest |= {name: value for name, value in found.items() if name.startswith(section)}
     for level in LEVELS:
-        lowest = space.everywhere("quantization", "scheme", schemes[-1]) if schemes else {}
-        pruned = space.uniform({"pruning": level})
-        yield {**pruned, **{name: value for name, value in lowest.items() if name.startswith("quantization")}}
+        yield {**space.uniform({"pruning": level}), **lowest}
 
 
 def make_sampler(name: str, seed: int, number: int, trials: int | None) -> optuna.samplers.BaseSampler:

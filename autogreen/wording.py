@@ -47,7 +47,7 @@ def words(effect: Mapping[str, Any]) -> str:
     return ", ".join(said if compressed else ["uncompressed", *said])
 
 
-ORDER = ("pruning", "distillation", "quantization", "parallelism", "runtime")
+ORDER = ("pruning", "distillation", "quantization", "precision", "parallelism", "runtime")
 
 
 def _order(item: tuple[str, Any]) -> int:
@@ -68,6 +68,8 @@ def _section(section: str, part: Any) -> str:
     if section == "quantization":
         schemes = sorted(part.values())
         return ", ".join(f"{scheme} ×{schemes.count(scheme)}" for scheme in dict.fromkeys(schemes))
+    if section == "precision":
+        return f"{part['dtype']} between"
     if section == "parallelism":
         batch = f", batch {part['batch']}" if "batch" in part else ""
         return _count(part["threads"], "thread") + batch

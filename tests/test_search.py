@@ -209,11 +209,14 @@ def test_the_front_of_an_earlier_study_is_tried_first_and_its_numbers_are_not_re
 def test_finalists_are_trained_from_other_seeds_and_only_once(tmp_path):
     run(tmp_path / "toy", seeds=3, finalists=1)
     store = Store.open(tmp_path / "toy")
-    ((key, found),) = [(key, found) for key, found in store.get("seeds").items() if found]
-    assert set(found) == {"1", "2"} and key in store.results().published
-    assert {data["key"].rpartition("-")[2] for data in found.values()} == {"s1", "s2"}
+    trained = {key: found for key, found in store.get("seeds").items() if found}
+    assert trained.keys() <= store.results().published.keys()  # one that fell behind may have made room for another
+    for found in trained.values():
+        assert set(found) == {"1", "2"}
+        assert {data["key"].rpartition("-")[2] for data in found.values()} == {"s1", "s2"}
     members = {point.evaluation.key: point for point in Front.of(store.results()).members}
-    if key in members:
+    assert trained
+    for key in trained.keys() & members.keys():
         assert len(members[key].seeds) == 2 and members[key].test_loss_over_seeds is not None
     spent = store.bill.energy_j
     assert not any("from seed" in step.note for step in run(tmp_path / "toy", seeds=3, finalists=1))

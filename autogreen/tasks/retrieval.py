@@ -168,7 +168,8 @@ class Encoder(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         # what is added to the attention scores; left to the library, its graph holds what no safe archive may carry
-        added = (1.0 - attention_mask[:, None, None, :].float()) * torch.finfo(torch.float32).min
+        kind = next(self.bert.parameters()).dtype
+        added = (1.0 - attention_mask[:, None, None, :].to(kind)) * torch.finfo(kind).min
         hidden: Tensor = self.bert(input_ids=input_ids, attention_mask=added).last_hidden_state
         weights = attention_mask.unsqueeze(-1).to(hidden.dtype)
         return F.normalize((hidden * weights).sum(1) / weights.sum(1), dim=1)

@@ -1,7 +1,8 @@
 """Techniques: how one section of a policy changes a model.
 
 Sections run in the order of `TECHNIQUES`: prune -> distil -> quantize -> parallelise. Quantizing early and distilling
-late is known to collapse (arXiv 2511.19495), so the order in a file means nothing.
+late is known to collapse (arXiv 2511.19495), so the order in a file means nothing. Precision does nothing to a model
+that is trained; it stands first because what ships is cast before the others put their kernels into it.
 
     settings (what the user wrote)  --effect-->  effect (what it does to this model; JSON)
     model  --apply-->  a model that can still be trained  --lower-->  the kernels that ship
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 TECHNIQUES = Table(
     "technique",
     {
+        "precision": "autogreen.techniques.precision:Precision",
         "pruning": "autogreen.techniques.pruning:Pruning",
         "distillation": "autogreen.techniques.distillation:Distillation",
         "quantization": "autogreen.techniques.quantization:Quantization",

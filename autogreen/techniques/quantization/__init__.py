@@ -114,8 +114,10 @@ class Quantization(Technique):
 
     @classmethod
     def settle(cls, effect: Mapping[str, str], parts: Mapping[str, Any]) -> Mapping[str, str]:
-        """Raises:
-        RefusedError: layers shall learn to be rounded, but nothing trains.
+        """Without layers that are given what the whole model is given.
+
+        Raises:
+            RefusedError: layers shall learn to be rounded, but nothing trains.
         """
         learning = [layer for layer, word in effect.items() if Treatment.read(word).qat]
         if learning and not (parts.get("distillation") or {}).get("epochs"):
@@ -123,7 +125,8 @@ class Quantization(Technique):
                 f"quantization: qat for {', '.join(learning)}, but nothing trains in this policy. Give it a "
                 "distillation section with an epoch or more, or leave qat out."
             )
-        return effect
+        whole = parts.get("precision", {}).get("dtype")
+        return {layer: word for layer, word in effect.items() if word != whole}
 
     @classmethod
     def refusal(cls, effect: Mapping[str, str], units: Sequence[Unit], target: Target) -> str | None:

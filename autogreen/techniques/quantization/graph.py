@@ -58,6 +58,7 @@ def to_int8(model: nn.Module, treatments: Mapping[str, Treatment], context: Cont
         raise
     except Exception as error:  # a model in float64, for one
         raise refused(error) from error
+    _cast_apart(converted)
     _drop_unused(converted)
     return converted
 
@@ -128,6 +129,17 @@ def _observer() -> Any:
             return scale_and_zero
 
     return Observed
+
+
+def _cast_apart(graph: Any) -> None:
+    """In a model of 16 bits, dequantize to float32 and then cast, in two steps: what inductor lowers to oneDNN."""
+    for node in graph.graph.nodes:
+        if kind := node.kwargs.get("out_dtype"):
+            node.kwargs = {name: value for name, value in node.kwargs.items() if name != "out_dtype"}
+            with graph.graph.inserting_after(node):
+                cast = graph.graph.call_function(torch.ops.prims.convert_element_type.default, (node, kind))
+            node.replace_all_uses_with(cast, delete_user_cb=lambda user, cast=cast: user is not cast)
+    graph.recompile()
 
 
 def _drop_unused(graph: nn.Module) -> None:
