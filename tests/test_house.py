@@ -70,7 +70,12 @@ def test_the_spine_imports_faces_never_members():
         "autogreen.floor": {"techniques.quantization.schemes"},
         "autogreen.anatomy": {"techniques.trace"},
         "autogreen.probe": {"techniques.trace"},
-        "autogreen.evaluate": {"techniques.quantization.schemes", "techniques.trace", "engines.profile"},
+        "autogreen.evaluate": {
+            "techniques.precision",
+            "techniques.quantization.schemes",
+            "techniques.trace",
+            "engines.profile",
+        },
         "autogreen.workbench": {"tasks.trees"},
         "autogreen.doctor": {"techniques.quantization.schemes"},
         "autogreen.surroundings": {"meters.processor"},
