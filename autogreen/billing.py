@@ -54,13 +54,13 @@ class Watch:
                 self.spent_j()
 
     @contextmanager
-    def measuring(self) -> Iterator[Meter]:
+    def measuring(self, phase: str = "measuring") -> Iterator[Meter]:
         """A phase that has the meter, which it yields, to itself. Its windows are billed as they were read, the time
         between them at their mean power."""
         self.check()
         self._lap()
         tally = Tally(self._meter)
-        with self._counted("measuring"):
+        with self._counted(phase):
             try:
                 yield tally
             finally:

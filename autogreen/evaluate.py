@@ -27,6 +27,8 @@ from autogreen.compress import compress, lower
 from autogreen.engines import ENGINES, Program, Recipe, profile
 from autogreen.evaluation import Evaluation, Published, Request
 from autogreen.fidelity import Look, StopTraining, epochs
+from autogreen.kernels import Case, Kernels, keep, session
+from autogreen.kernels.bench import bench
 from autogreen.measure import lease, measure, measure_beside, rest_w
 from autogreen.measurement import Interval, Measurement, Protocol
 from autogreen.meters import Meter, choose
@@ -85,6 +87,22 @@ class Evaluator(Workbench):
                 probe = self._cached("probe", lambda: Probe(self._start("baseline"), context))
                 found = [asdict(answer) for answer in probe.each(section, effects)]
             return {"probed": found, **_spent(watch)}
+
+    def kernel(self, case: Case) -> dict[str, Any]:
+        """Measure what a scheme saves in one layer shape, and keep it for this device; return what was spent.
+
+        Raises:
+            MeterError: the meter cannot be read, or other programs are running.
+            EvaluationError: a compiler or the kernel failed.
+        """
+        where = self.setup.device
+        with Watch(self._meter()) as watch:
+            with watch.measuring("probing") as meter:
+                known = Kernels.none_yet(hardware.describe(where), meter.tier, meter.boundary)
+                asked = case.shape, case.rows, (case.scheme,)
+                for cell in bench(*asked, device=where, meter=meter, protocol=session.PROTOCOL, warm=True):
+                    keep(known.having(cell), self.setup.cache)
+            return _spent(watch)
 
     def evaluate(self, request: Request) -> Evaluation:
         """Apply, gate, save, load, check, score and measure one policy.

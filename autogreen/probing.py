@@ -3,8 +3,8 @@
 losses     divergences of outputs, in their own unit: the search learns from its first trials what they cost quality
 together   what two neighbours hurt on top of each alone, each at its worst option: one more probe a pair
 savings    of a cut: the share of the multiply-accumulates that goes
-           of a scheme: the layers' share, times what the measured kernel saves (`autogreen kernels`); where nobody
-           has measured it on this device, a guess, which trials correct
+           of a scheme: the layers' share, times what the measured kernel saves; where nobody has measured it on
+           this device, a guess, which trials correct
 """
 
 from collections.abc import Mapping, Sequence
@@ -142,14 +142,30 @@ def _both(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
 def guessed(questions: Sequence[Asked], anatomy: Anatomy, kernels: Kernels | None, batch: int) -> tuple[str, ...]:
     """Schemes of which some layer's kernel was never measured on this device."""
     units = _layers(anatomy)
-    asked_for = {
-        (word.partition("+")[0], layer)
+    unknown = {scheme for layer, scheme in _given(questions) if _cell(units[layer], scheme, kernels, batch) is None}
+    return tuple(sorted(unknown))
+
+
+def unmeasured(questions: Sequence[Asked], anatomy: Anatomy, kernels: Kernels | None, batch: int) -> tuple[Case, ...]:
+    """What would have to be measured to guess no longer, the layers that do most work first; equal shapes once."""
+    units, shares = _layers(anatomy), _shares(anatomy)
+    work: dict[Case, float] = {}
+    for layer, scheme in _given(questions):
+        unit = units[layer]
+        if (shape := Shape.of(unit)) and _cell(unit, scheme, kernels, batch) is None:
+            case = Case(shape=shape, rows=unit.rows * batch, scheme=scheme)
+            work[case] = work.get(case, 0.0) + shares[layer]
+    return tuple(sorted(work, key=lambda case: (-work[case], case)))
+
+
+def _given(questions: Sequence[Asked]) -> set[tuple[str, str]]:
+    """Layers, and schemes that some option gives them."""
+    return {
+        (layer, word.partition("+")[0])
         for one in questions
         if one.section == "quantization"
         for layer, word in one.effect.items()
     }
-    unknown = {scheme for scheme, layer in asked_for if _cell(units[layer], scheme, kernels, batch) is None}
-    return tuple(sorted(unknown))
 
 
 def _saving(

@@ -5,6 +5,7 @@ where it was. So are the policies of an earlier study that are tried first; what
 about this model, or this machine, and is not read.
 """
 
+import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,14 @@ from typing import Any
 import optuna
 
 from autogreen.anatomy import Anatomy
-from autogreen.errors import ConfigError, RefusedError
+from autogreen.errors import ConfigError, EvaluationError, MeterError, RefusedError
 from autogreen.evaluation import Evaluation
 from autogreen.experiment import Experiment
 from autogreen.front import Front
-from autogreen.kernels import kept
+from autogreen.kernels import ENGINE, Case, Kernels, kept
 from autogreen.policy import Policy
 from autogreen.probe import Probed
-from autogreen.probing import Asked, asked, forecast, guessed, paired
+from autogreen.probing import Asked, asked, forecast, guessed, paired, unmeasured
 from autogreen.samplers import make_sampler
 from autogreen.space import SearchSpace
 from autogreen.store import Store
@@ -27,6 +28,7 @@ from autogreen.strategies import Seen, Strategy
 from autogreen.strategies.direct import Direct
 from autogreen.strategies.guided import Guided
 
+TRIALS_WORTH = 2  # of time for kernels that nobody measured here yet; they are kept for later studies
 AT_ONCE = 16  # effects a job, so that progress is shown and little is lost
 RECALLED = 12  # policies of an earlier study
 
@@ -69,8 +71,7 @@ class Proposals:
         yield from (f"{hole} is searched without a forecast: {reason}" for hole, reason in left_out.items())
         alone = yield from self._answers(questions, call, "options")
         pairs = yield from self._answers(paired(alone), call, "pairs of neighbours")
-        facts = self.store.get("facts")
-        measured = kept(facts["hardware"], facts["tier"], facts["boundary"], cache)
+        measured = yield from self._kernels(questions, anatomy, call, cache)
         batch = self.experiment.workload.fixed_batch or 1
         try:
             foreseen, unknown = forecast({**alone, **pairs}, anatomy, measured, batch)
@@ -78,13 +79,43 @@ class Proposals:
             yield f"searched without a forecast: {error}"
             return
         yield from (f"{hole} is searched without a forecast: {reason}" for hole, reason in unknown.items())
-        if unmeasured := guessed(questions, anatomy, measured, batch):
-            told = f"what {', '.join(unmeasured)} save here is guessed until trials tell"
+        if left := guessed(questions, anatomy, measured, batch):
+            told = f"what {', '.join(left)} save in some layers is guessed until trials tell"
             yield f"{told}; `autogreen kernels --experiment FILE` measures it beforehand"
-        loss, dearest = facts["reference_point"]
+        loss, dearest = self.store.get("facts")["reference_point"]
         self.strategy = Guided(
             self.space, foreseen, self.offers, seed=self.experiment.seed, max_loss=loss, dearest=dearest
         )
+
+    def _kernels(
+        self, questions: Sequence[Asked], anatomy: Anatomy, call: Callable[[str, Mapping[str, Any]], Any], cache: Path
+    ) -> Generator[str, None, Kernels | None]:
+        """What is known of this device's kernels. What is missing is measured, the layers that do most work first, for
+        as long as a few trials take."""
+        facts, batch = self.store.get("facts"), self.experiment.workload.fixed_batch
+        known = kept(facts["hardware"], facts["tier"], facts["boundary"], cache)
+        if batch is None or ENGINE not in self.space.options("runtime", "engine"):
+            return known
+        left_s, tried = TRIALS_WORTH * self._trial_s(), set[Case]()
+        while left_s > 0 and (waiting := [c for c in unmeasured(questions, anatomy, known, batch) if c not in tried]):
+            began, case = time.monotonic(), waiting[0]
+            tried.add(case)
+            yield f"what {case} saves here; {len(waiting)} such layers are not known yet"
+            try:
+                call("kernel", {"case": case})
+            except MeterError as error:
+                yield f"kernels are not measured: {error}"
+                return known
+            except (EvaluationError, RefusedError) as error:
+                yield f"{case} is not known: {error}"
+            left_s -= time.monotonic() - began
+            known = kept(facts["hardware"], facts["tier"], facts["boundary"], cache)
+        return known
+
+    def _trial_s(self) -> float:
+        """Seconds of the longest evaluation so far: with training, where the space trains."""
+        done = [*self.store.get("references", {}).values(), *self.store.get("controls", {}).values()]
+        return max((sum(one["seconds"].values()) for one in done), default=0.0)
 
     def _answers(
         self, questions: Sequence[Asked], call: Callable[[str, Mapping[str, Any]], Any], what: str

@@ -10,9 +10,11 @@ import cloudpickle
 import pytest
 import toys
 
-from autogreen import proposals
-from autogreen.errors import ConfigError
+from autogreen import hardware, proposals
+from autogreen.errors import ConfigError, EvaluationError, MeterError
 from autogreen.evaluate import Evaluator
+from autogreen.kernels import Case, Cell, Kernels, keep
+from autogreen.measurement import Interval
 from autogreen.probe import Probed
 from autogreen.store import Store
 from autogreen.sweep import sweep
@@ -110,6 +112,65 @@ def test_a_space_of_which_nothing_can_be_probed_is_searched_directly(tmp_path: P
     steps = list(sweep(experiment, tmp_path / "toy", tmp_path / ".cache"))
     assert any("searched without a forecast: nothing could be probed" in step.note for step in steps)
     assert steps[-1].measured == 1
+
+
+def probed(folder: Path, **changes: Any) -> list[str]:
+    """What a sweep over int8 says while it probes; it ends there."""
+    rules = [{"each": "*", "scheme": {"choice": ["none", "w8a8_static"]}}]
+    space = {"quantization": rules, "runtime": {"engine": "inductor"}}
+    experiment = toys.experiment(strategy="guided", space=space, **changes)
+    notes = []
+    for step in sweep(experiment, folder, folder.parent / ".cache"):
+        if step.stage == "searching":
+            break
+        notes += [step.note] if step.stage == "probing" else []
+    return notes
+
+
+def test_kernels_that_nobody_measured_are_measured_while_it_probes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Case] = []
+
+    def kernel(self: Evaluator, case: Case) -> dict[str, Any]:
+        seen.append(case)
+        if case.shape.kind == "linear":
+            raise EvaluationError("the compiler fell over.")
+        meter = self._meter()
+        known = Kernels.none_yet(hardware.describe("cpu"), meter.tier, meter.boundary)
+        keep(known.having(Cell(case=case, ratio=Interval(mean=0.6, low=0.5, high=0.7))), self.setup.cache)
+        return {}
+
+    monkeypatch.setattr(Evaluator, "kernel", kernel)
+    monkeypatch.setattr(proposals, "TRIALS_WORTH", 1e6)
+    notes = probed(tmp_path / "first")
+    inputs = [(case.shape.kind, case.shape.inputs) for case in seen]
+    assert inputs == [("conv", 16), ("conv", 1), ("linear", 576)]  # by their work
+    assert {case.rows for case in seen} == {64, 64 * 36}
+    assert any("is not known: the compiler fell over." in note for note in notes)
+    assert any("what w8a8_static save in some layers is guessed" in note for note in notes)
+    seen.clear()
+    probed(tmp_path / "second")
+    assert [case.shape.kind for case in seen] == ["linear"]  # the others are kept for this device
+
+
+@pytest.mark.parametrize(
+    ("worth", "error", "asked_for"), [(0.0, None, 0), (1e6, MeterError("too many others are running."), 1)]
+)
+def test_when_kernels_stay_guessed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, worth: float, error: MeterError | None, asked_for: int
+) -> None:
+    seen: list[Case] = []
+
+    def kernel(self: Evaluator, case: Case) -> dict[str, Any]:
+        seen.append(case)
+        raise error or AssertionError
+
+    monkeypatch.setattr(Evaluator, "kernel", kernel)
+    monkeypatch.setattr(proposals, "TRIALS_WORTH", worth)
+    notes = probed(tmp_path / "toy")
+    assert len(seen) == asked_for and any("is guessed until trials tell" in note for note in notes)
+    assert any("kernels are not measured: too many others" in note for note in notes) == (error is not None)
 
 
 def test_an_unknown_strategy_is_answered_with_the_nearest() -> None:

@@ -164,6 +164,7 @@ def test_other_effects_are_other_policies(one: dict[str, Any], other: dict[str, 
 
 def test_the_order_of_sections_in_the_text_means_nothing() -> None:
     sections = {
+        "precision": {"dtype": "bf16"},
         "pruning": [{"target": "*", "ratio": 0.5}],
         "distillation": {"epochs": 2},
         "quantization": [{"target": "*", "scheme": "w8a8_static"}],
@@ -224,6 +225,8 @@ def random_sections(rng: random.Random) -> dict[str, Any]:
             {"target": target, "scheme": rng.choice(["none", "bf16", "w8a8_static"])}
             for target in rng.sample(names, rng.randint(0, 4))
         ]
+    if rng.random() < 0.7:
+        sections["precision"] = {"dtype": rng.choice(["none", "bf16", "fp16"])}
     if rng.random() < 0.7:
         sections["parallelism"] = {"threads": rng.randint(1, 8), "batch": rng.choice([None, 1, 64])}
     if rng.random() < 0.7:
