@@ -100,7 +100,7 @@ class Proposals:
         while left_s > 0 and (waiting := [c for c in unmeasured(questions, anatomy, known, batch) if c not in tried]):
             began, case = time.monotonic(), waiting[0]
             tried.add(case)
-            yield f"what {case} saves here; {len(waiting)} such layers are not known yet"
+            yield f"what {case} saves here; {len(waiting)} shapes and schemes are not known yet"
             try:
                 call("kernel", {"case": case})
             except MeterError as error:
