@@ -293,5 +293,7 @@ def _override(data: dict[str, Any], text: str) -> None:
     for owner in owners:
         data = data.setdefault(owner, {})
         if not isinstance(data, dict):
-            raise ConfigError(f"--set {text!r}: {owner!r} is not a mapping.")
+            raise ConfigError(
+                f"--set {text!r}: {owner!r} is {data!r}, not a mapping. Where that is a file, change it there."
+            )
     data[last] = parse_yaml(f"value: {value}", f"--set {path}")["value"]

@@ -181,7 +181,7 @@ def test_overrides(tmp_path: Path) -> None:
         ("budget.trials=many", r"budget\.trials"),
         ("seed=[1", r"--set seed is not valid YAML"),
         ("seed=!!python/name:os.system", "tags"),
-        ("task.digits.width=8", "'task' is not a mapping|'digits' is not a mapping"),
+        ("task.digits.width=8", "'(task|digits)' is .*, not a mapping. Where that is a file, change it there"),
         (".=3", "unknown key ''"),
     ],
 )
