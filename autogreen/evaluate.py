@@ -127,10 +127,8 @@ class Evaluator(Workbench):
                 call_once(trained, example)
                 lowered, layers = parts.get("quantization", {}), traced(trained, example)
                 sparse = parts.get("pruning", {}).get("n:m", ()) if self.setup.device.startswith("cuda") else ()
-                planned = {
-                    **precisions(lowered, self.setup.device),
-                    **dict.fromkeys(sparse, "sparse"),
-                }  # bounds nothing
+                # what is sparse bounds nothing
+                planned = {**precisions(lowered, self.setup.device), **dict.fromkeys(sparse, "sparse")}
                 narrowest = 1.0 if sparse else narrowest_bytes(lowered)
                 work = floor.count(trained, example, planned, narrowest, rest(parts))
         except StopTraining as stop:

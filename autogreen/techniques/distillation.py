@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from autogreen.errors import ConfigError, EvaluationError, RefusedError
 from autogreen.techniques import Context, Target, Technique, Unit
-from autogreen.techniques.quantization.schemes import missing_instructions
+from autogreen.techniques.quantization.schemes import DTYPES, missing_instructions
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from autogreen.techniques.teacher import States
 
 CHUNK = 2**24  # logits compared at once: 64 MiB in float32
-DTYPES = {"bf16": "bfloat16", "fp16": "float16"}
 
 
 @dataclass(frozen=True, kw_only=True)

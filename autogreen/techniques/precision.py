@@ -7,18 +7,17 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from autogreen.engines import Precision as EnginePrecision
 from autogreen.errors import RefusedError
 from autogreen.techniques import Context, Target, Technique, Unit
-from autogreen.techniques.quantization.schemes import missing_instructions
+from autogreen.techniques.quantization.schemes import DTYPES, missing_instructions
 
 if TYPE_CHECKING:
     from torch import nn
 
 DType = Literal["none", "bf16", "fp16"]
-TORCH: Mapping[str, EnginePrecision] = {"bf16": "bfloat16", "fp16": "float16"}
 
 
 def rest(parts: Mapping[str, Any]) -> EnginePrecision | None:
     """The data type that an effect gives to what it names no scheme for; None where that stays as trained."""
-    return TORCH.get(parts.get("precision", {}).get("dtype"))
+    return DTYPES.get(parts.get("precision", {}).get("dtype"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +43,7 @@ class Precision(Technique):
 
     @classmethod
     def refusal(cls, effect: Mapping[str, str], units: Sequence[Unit], target: Target) -> str | None:
-        return missing_instructions(TORCH[effect["dtype"]], target.device) if effect else None
+        return missing_instructions(DTYPES[effect["dtype"]], target.device) if effect else None
 
     @classmethod
     def lower(cls, effect: Mapping[str, str], model: "nn.Module", context: Context) -> "nn.Module":
@@ -59,10 +58,10 @@ class Precision(Technique):
         from autogreen.techniques.trace import call_once
 
         fold_batch_norm(model, context.example)  # its statistics want more than 8 bits
-        _cast(model, getattr(torch, TORCH[effect["dtype"]]))
+        _cast(model, getattr(torch, DTYPES[effect["dtype"]]))
         try:
             call_once(model, context.example)
-        except Exception as error:
+        except Exception as error:  # the model's own code may raise anything
             raise RefusedError(
                 f"precision: {type(model).__name__} does not run in {effect['dtype']} ({type(error).__name__}: "
                 f"{(str(error).strip().splitlines() or [''])[0]}). Where its forward makes tensors of its own (masks, "

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from autogreen.techniques.quantization.folding import replace
 from autogreen.techniques.quantization.numerics import quantize, scale_and_zero_point, weight_range
+from autogreen.techniques.quantization.schemes import DTYPES
 
 E4M3_MAX = 448.0  # the largest float8 e4m3 number
 GROUP = 128  # inputs that share a scale and zero point of a 4-bit weight
 K_TILES = 8  # of 16 inputs each, that a thread of the 4-bit kernel reads at once
-CASTS = {"bf16": torch.bfloat16, "fp16": torch.float16}
+CASTS = {name: getattr(torch, dtype) for name, dtype in DTYPES.items()}
 Ranges = Mapping[str, tuple[Tensor, Tensor]]
 
 

@@ -111,6 +111,7 @@ def schemes(effect: Mapping[str, str]) -> dict[str, str]:
 
 
 GROUP = 128  # inputs that share a scale in w4a16
+DTYPES: Mapping[str, Precision] = {"bf16": "bfloat16", "fp16": "float16"}  # of the names that policies give them
 _WEIGHT_ONLY_INPUTS: tuple[tuple[Literal["cpu", "cuda"], int], ...] = (("cpu", 16), ("cuda", 1))
 _MATRIX = ("aten::addmm", "aten::mm", "aten::bmm", "aten::linear", "mkldnn::_linear_pointwise")
 _CONVOLUTION = ("mkldnn::_convolution_pointwise", "aten::mkldnn_convolution", "aten::cudnn_convolution")
