@@ -1,0 +1,5 @@
+"""`python -m autogreen.cli`."""
+
+from autogreen.cli import main
+
+main()

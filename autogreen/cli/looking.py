@@ -1,0 +1,75 @@
+"""Commands that look at what was found."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from autogreen.cli.app import app
+from autogreen.cli.printing import RUNS, Runs, print_json, protocol_changes, show
+from autogreen.errors import ConfigError
+
+
+@app.command()
+def front(
+    name: str,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    html: Annotated[Path | None, typer.Option(help="Write the interactive page to this file.")] = None,
+    runs: Runs = RUNS,
+) -> None:
+    """Show the front of a study."""
+    from autogreen.front import Front
+    from autogreen.store import Store
+
+    found = Front.of(Store.open(runs / name).results())
+    if html is not None:
+        from autogreen.page import write_page
+
+        write_page(found, html)
+    if json:
+        print_json(found.to_json())
+    else:
+        show(found)
+
+
+@app.command()
+def compare(
+    a: Annotated[str, typer.Argument(metavar="A", help="A bundle, or STUDY:RULE (baseline, plain, knee, an id).")] = "",
+    b: Annotated[str, typer.Argument(metavar="B", help="The same.")] = "",
+    protocol: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="Change the protocol.")] = None,
+    record: Annotated[Path | None, typer.Option(help="Write every reading to this file.")] = None,
+    replay: Annotated[Path | None, typer.Option(help="Judge a recorded comparison again; measure nothing.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    runs: Runs = RUNS,
+) -> None:
+    """Measure two programs in turns; tell which takes less energy, and how sure that is."""
+    from autogreen import comparison
+
+    changes = protocol_changes(protocol)
+    if (replay is None) != bool(a and b) or (replay is not None and (a or record)):
+        raise ConfigError("name two programs, A and B, to measure; or --replay FILE alone to judge a recording again.")
+    if replay is not None:
+        found = comparison.replay(replay, changes)
+    else:
+        found = comparison.compare(a, b, runs=runs, changes=changes, record=record)
+    if json:
+        print_json(found.to_json())
+    else:
+        print(found.summary())
+
+
+@app.command()
+def ui(
+    port: Annotated[int, typer.Option(help="Port on this machine.")] = 5000,
+    runs: Runs = RUNS,
+) -> None:
+    """Open MLflow on the studies' own database."""
+    import subprocess
+
+    database = runs / "mlflow.db"
+    if not database.exists():
+        raise ConfigError(f"{database} does not exist yet; run `autogreen sweep EXPERIMENT.yaml` first.")
+    print(f"http://127.0.0.1:{port}/#/experiments?workflowType=machine_learning  (Ctrl-C stops it)")
+    command = ["server", "--backend-store-uri", f"sqlite:///{database}", "--host", "127.0.0.1", "--port", str(port)]
+    subprocess.run([sys.executable, "-m", "mlflow", *command], check=False)

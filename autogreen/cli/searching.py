@@ -1,0 +1,86 @@
+"""Commands that evaluate policies."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from autogreen.cli.app import app
+from autogreen.cli.printing import RUNS, Runs, follow, print_json, show
+
+
+@app.command()
+def sweep(
+    experiment: Annotated[Path, typer.Argument(metavar="EXPERIMENT.yaml")],
+    trials: Annotated[int | None, typer.Option(help="Budget of distinct policies.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the search.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key.")] = None,
+    fresh: Annotated[bool, typer.Option(help="Delete the study of this name and begin anew.")] = False,
+    dry_run: Annotated[bool, typer.Option(help="Run one trial; say what the sweep would do and cost.")] = False,
+    runs: Runs = RUNS,
+) -> None:
+    """Search, or go on with, an experiment; print its front."""
+    from autogreen import experiment as experiments
+    from autogreen.front import Front
+    from autogreen.plan import plan
+    from autogreen.store import Store
+    from autogreen.sweep import sweep as run
+
+    overrides = [*(set_ or ())]
+    overrides += [f"budget.trials={trials}"] if trials is not None else []
+    overrides += [f"seed={seed}"] if seed is not None else []
+    loaded = experiments.load(experiment, tuple(overrides))
+    cache = runs / ".cache"
+    if dry_run:
+        print_json(plan(loaded, runs / f".{loaded.name}-dry-run", cache))
+        return
+    folder = runs / loaded.name
+    if fresh:
+        Store.discard(folder)
+    follow(run(loaded, folder, cache), loaded.budget.trials)
+    front = Front.of(Store.open(folder).results())
+    show(front)
+    _mirror(front, folder, loaded.tracking)
+    print(f"\nNext: autogreen export {loaded.name} --pick knee --to bundle && autogreen verify bundle")
+
+
+@app.command()
+def measure(
+    experiment: Annotated[Path, typer.Argument(metavar="EXPERIMENT.yaml")],
+    policy: Annotated[Path, typer.Option(help="A policy: a search space without holes.")],
+    runs: Runs = RUNS,
+) -> None:
+    """Evaluate one policy on an experiment's task and workload, beside its references."""
+    from dataclasses import replace
+
+    from autogreen import experiment as experiments
+    from autogreen.front import Front
+    from autogreen.space import SearchSpace
+    from autogreen.store import Store
+    from autogreen.sweep import sweep as run
+
+    loaded = experiments.load(experiment)
+    space = SearchSpace.load(policy)
+    space.policy()  # one policy, not a space
+    name = f"{loaded.name}-{policy.stem}"
+    one = replace(loaded, name=name, space=space, finalists=1)
+    follow(run(one, runs / name, runs / ".cache"), 1)
+    show(Front.of(Store.open(runs / name).results()))
+
+
+def _mirror(front: Any, folder: Path, uri: str | None) -> None:
+    from autogreen.page import write_page
+    from autogreen.tracking import sync
+
+    page = folder / "front.html"
+    try:
+        write_page(front, page)
+        print(f"\nThe front as a page: {page}")
+    except ModuleNotFoundError as error:
+        later = f"`autogreen front {folder.name} --html FILE` writes it later"
+        print(f"\nNo page, for {error.name} is not installed; {later}.")
+    link = sync(front, uri=uri, folder=folder, timeout_s=60.0)
+    if link:
+        print(f"In MLflow: {link}")
+    else:
+        print("MLflow could not be reached; the study is complete without it.")
