@@ -13,10 +13,10 @@ from autogreen.carbon import Carbon
 from autogreen.errors import ConfigError
 from autogreen.experiment import from_json
 from autogreen.front import Front
-from autogreen.mirror import children, parent
 from autogreen.page import hover, html
 from autogreen.results import Results
 from autogreen.testing import scripted_results
+from autogreen.tracking.mirror import children, parent
 
 STATED = {"g_per_kwh": 360, "source": "a grid operator's yearly mean, 2025"}
 

@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 
-from autogreen import tracking
 from autogreen.front import Front, progress
-from autogreen.mirror import children, curves, cut, experiment_name, identity, named, parent
 from autogreen.results import Results, TrialResult
 from autogreen.testing import scripted_evaluation, scripted_results
-from autogreen.tracking import link, sync
+from autogreen.tracking import fill, link, sync
+from autogreen.tracking.connection import patience
+from autogreen.tracking.mirror import children, curves, cut, experiment_name, identity, named, parent
 
 # MLflow's own use of SQLAlchemy
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
@@ -149,7 +149,7 @@ def test_a_second_sync_changes_nothing_and_a_grown_study_only_what_changed(folde
 
 
 def test_a_run_created_but_not_filled_is_filled(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write, done = tracking._write, []
+    write, done = fill._write, []
 
     def dies(*args: Any) -> None:
         done.append(args)
@@ -157,11 +157,11 @@ def test_a_run_created_but_not_filled_is_filled(folder: Path, monkeypatch: pytes
             raise ConnectionError("the server died")
         write(*args)
 
-    monkeypatch.setattr(tracking, "_write", dies)
+    monkeypatch.setattr(fill, "_write", dies)
     assert mirror(study(), folder) is not None  # it was reached, before it died
     half = runs(folder)
     assert [run.info.status for run in half.values()].count("RUNNING") == 2  # the sweep and one trial
-    monkeypatch.setattr(tracking, "_write", write)
+    monkeypatch.setattr(fill, "_write", write)
     mirror(study(), folder)
     assert all(run.info.status in ("FINISHED", "FAILED") for run in runs(folder).values())
     assert len(runs(folder)) == 9
@@ -200,7 +200,7 @@ def within(seconds: float, uri: str, folder: Path, timeout_s: float) -> str | No
     began = time.monotonic()
     told = sync(Front.of(study()), uri=uri, folder=folder, timeout_s=timeout_s)
     assert time.monotonic() - began < seconds
-    with tracking._one_at_a_time:  # what is left in the background ends by itself
+    with fill._one_at_a_time:  # what is left in the background ends by itself
         return told
 
 
@@ -252,12 +252,12 @@ def test_without_mlflow_there_is_no_mirror(tmp_path: Path, monkeypatch: pytest.M
 def test_without_plotly_there_is_no_page_and_it_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from autogreen import cli
+    from autogreen.cli import searching
 
     monkeypatch.setitem(sys.modules, "plotly", None)
     monkeypatch.setitem(sys.modules, "plotly.graph_objects", None)
     monkeypatch.setitem(sys.modules, "mlflow", None)
-    cli._mirror(Front.of(study()), tmp_path, None)
+    searching._mirror(Front.of(study()), tmp_path, None)
     told = capsys.readouterr().out
     assert "No page, for plotly" in told and f"autogreen front {tmp_path.name} --html" in told
     assert not (tmp_path / "front.html").exists()
@@ -271,7 +271,7 @@ def test_what_silences_mlflow_is_what_it_reads() -> None:
     from mlflow import environment_variables
 
     before = dict(os.environ)
-    with tracking._environment(5):
+    with patience(5):
         assert environment_variables.MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT.get()
         assert environment_variables.MLFLOW_DISABLE_TELEMETRY.get()
         assert not environment_variables.MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR.get()

@@ -1,23 +1,20 @@
-"""MLflow as a mirror of a study: written, never read back. The only file that imports mlflow.
+"""The mirror of a study: written, never read back.
 
 `sync` may be called at any time and any number of times; runs are found again by their tags, so each exists once. A run
 counts as filled when it is closed and carries the digest of what it should hold; everything else is filled (again).
 A server that is dead, slow or missing costs at most the time that the caller grants, and never an exception.
 """
 
-import logging
-import math
-import os
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from autogreen.front import Front
-from autogreen.mirror import (
+from autogreen.tracking.connection import LOCAL, patience
+from autogreen.tracking.mirror import (
     KEY_CHARACTERS,
     PARAM_CHARACTERS,
     TAG_CHARACTERS,
@@ -31,7 +28,6 @@ from autogreen.mirror import (
     parent,
 )
 
-LOCAL = "http://127.0.0.1:5000"  # where `mlflow server` and `autogreen ui` listen unless told otherwise
 BATCH = 100  # params or tags a request
 _one_at_a_time = threading.Lock()
 
@@ -73,45 +69,12 @@ def _quietly(front: Front, uri: str | None, folder: Path, until: float, found: l
     if not _one_at_a_time.acquire(timeout=max(0.0, until - time.monotonic())):
         return
     try:
-        with _environment(until - time.monotonic()):
+        with patience(until - time.monotonic()):
             _fill(front, uri, folder, until, found)
     except Exception:  # noqa: BLE001 - a mirror that breaks, in whatever way, costs the study nothing
         return
     finally:
         _one_at_a_time.release()
-
-
-@contextmanager
-def _environment(timeout_s: float) -> Iterator[None]:
-    """Short timeouts, no telemetry, no messages, for as long as the mirror is written."""
-    wanted = {
-        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
-        "MLFLOW_HTTP_REQUEST_TIMEOUT": str(max(1, math.ceil(timeout_s))),
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING": "false",
-        "MLFLOW_ENABLE_ASYNC_LOGGING": "false",
-        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    }
-    before = {key: os.environ.get(key) for key in wanted}
-    os.environ.update(wanted)
-    levels: dict[logging.Logger, int] = {}
-    try:
-        import mlflow  # noqa: F401 - it sets its own loggers up, so they are silenced afterwards
-
-        for name in ("mlflow", "alembic", "urllib3"):
-            logger = logging.getLogger(name)
-            levels[logger] = logger.level
-            logger.setLevel(logging.CRITICAL + 1)
-        yield
-    finally:
-        for logger, level in levels.items():
-            logger.setLevel(level)
-        for key, value in before.items():
-            if value is None:
-                os.environ.pop(key, None)
-            else:
-                os.environ[key] = value
 
 
 def _fill(front: Front, uri: str | None, folder: Path, until: float, found: list[str]) -> None:
