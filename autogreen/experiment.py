@@ -95,11 +95,12 @@ class Budget:
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """The resolved experiment. task: the object; task_text: how it was written, for records."""
+    """The resolved experiment. task: the object; task_data: what it is made of, a name or {name: settings}; None: a
+    model that was given in Python."""
 
     name: str
     task: Any
-    task_text: str
+    task_data: str | Mapping[str, Any] | None
     space: SearchSpace
     workload: Workload = field(default_factory=Workload)
     constraints: Constraints = field(default_factory=Constraints)
@@ -161,12 +162,22 @@ class Experiment:
                 "autogreen doctor tells what this one lacks."
             )
 
+    @property
+    def task_text(self) -> str:
+        """`digits`, or `digits(width=16)`."""
+        if self.task_data is None:
+            return f"{self.name} (own model)"
+        if isinstance(self.task_data, str):
+            return self.task_data
+        ((name, settings),) = self.task_data.items()
+        return f"{name}({', '.join(f'{key}={value}' for key, value in (settings or {}).items())})"
+
     def to_json(self) -> dict[str, Any]:
-        """Plain data for records."""
+        """Plain data that `from_json` turns back into an equal experiment, but for a task that was given in Python."""
         values = {name: getattr(self, name) for name in _SCALARS}
         held = {name: getattr(self, name) for name in _PARTS}
         parts = {name: None if part is None else asdict(part) for name, part in held.items()}
-        return {"name": self.name, "task": self.task_text, "space": self.space.to_json(), **parts, **values}
+        return {"task": self.task_data, "space": self.space.to_json(), **parts, **values}
 
 
 _PARTS = {
@@ -189,7 +200,7 @@ _SCALARS = {
     "tracking": str,
     "meter": dict,
 }
-_OPTIONAL = ("tracking", "training_device", "warm_start")
+_OPTIONAL = ("tracking", "training_device", "warm_start", "carbon")
 
 
 def load(path: Path, overrides: tuple[str, ...] = ()) -> Experiment:
@@ -221,19 +232,15 @@ def from_json(data: Mapping[str, Any], *, name: str, folder: Path, task: Any = N
     return Experiment(
         name=name,
         task=build_task(data["task"], f"{name}.task") if task is None else task,
-        task_text=_told(data["task"]) if task is None else f"{name} (own model)",
+        task_data=data["task"] if task is None else None,
         space=SearchSpace.from_json(space, f"{name}.space"),
-        **{key: build(cls, data[key], f"{name}.{key}") for key, cls in _PARTS.items() if key in data},
+        **{
+            key: build(cls, data[key], f"{name}.{key}")
+            for key, cls in _PARTS.items()
+            if key in data and not (key in _OPTIONAL and data[key] is None)
+        },
         **{key: data[key] for key in _SCALARS if key in data},
     )
-
-
-def _told(task: Any) -> str:
-    """`digits`, or `digits(width=16)`."""
-    if not isinstance(task, Mapping):
-        return str(task)
-    ((name, settings),) = task.items()
-    return f"{name}({', '.join(f'{key}={value}' for key, value in (settings or {}).items())})"
 
 
 def _is(value: Any, kind: type) -> bool:

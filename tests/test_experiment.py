@@ -38,7 +38,9 @@ def written(tmp_path: Path, text: str = "task: digits\nspace: {parallelism: {thr
 def test_every_shipped_experiment_loads(path: Path) -> None:
     found = load(path)
     assert found.name == path.stem and found.space.holes()
-    assert json.loads(json.dumps(found.to_json()))["name"] == path.stem
+    told = json.loads(json.dumps(found.to_json()))
+    again = from_json(told, name=path.stem, folder=Path("elsewhere"))  # what a study keeps is the whole experiment
+    assert again.to_json() == told and again.task_text == found.task_text
 
 
 def test_there_is_something_to_load() -> None:
