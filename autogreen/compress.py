@@ -6,10 +6,11 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from autogreen.errors import RefusedError
 from autogreen.techniques import TECHNIQUES, Context, unseen
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 
 def compress(parts: Mapping[str, Any], model: "nn.Module", context: Context) -> "nn.Module":
@@ -45,6 +46,38 @@ def compress(parts: Mapping[str, Any], model: "nn.Module", context: Context) -> 
         if too_much:
             model = before
             break
+    return _finished(parts, model, context)
+
+
+def restore(
+    parts: Mapping[str, Any], model: "nn.Module", weights: "Mapping[str, Tensor]", context: Context
+) -> "nn.Module":
+    """What `compress` made, from its weights, by name: nothing is scored and nothing is trained.
+
+    Raises:
+        RefusedError: they are not this policy's, or of another model.
+    """
+    if "pruning" in parts:
+        model = TECHNIQUES["pruning"].fit(parts["pruning"], model, weights, context)
+    load_weights(model, weights)
+    return _finished(parts, model, context)
+
+
+def load_weights(model: "nn.Module", weights: "Mapping[str, Tensor]") -> None:
+    """In place, each and every one.
+
+    Raises:
+        RefusedError: names or shapes differ.
+    """
+    try:
+        model.load_state_dict(dict(weights))
+    except RuntimeError as error:
+        told = " ".join(str(error).split())
+        raise RefusedError(f"the kept weights are of another model: {told[:300]}") from error
+
+
+def _finished(parts: Mapping[str, Any], model: "nn.Module", context: Context) -> "nn.Module":
+    """What sections do to a model that is trained already."""
     for section, technique in TECHNIQUES.items():
         if section in parts and section not in ("pruning", "distillation"):
             model = technique.apply(parts[section], model, context)

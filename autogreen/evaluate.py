@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from autogreen import floor, hardware, quality
 from autogreen.anatomy import survey
 from autogreen.billing import Watch
-from autogreen.compress import compress, lower
+from autogreen.compress import compress, lower, restore
 from autogreen.engines import ENGINES, Program, Recipe, profile
 from autogreen.evaluation import Evaluation, Published, Request
 from autogreen.fidelity import Look, StopTraining, epochs
@@ -209,6 +209,9 @@ class Evaluator(Workbench):
     ) -> nn.Module:
         """Prune and train where training is done, which may be another device than the one that is measured."""
         device, elsewhere = self.setup.device, self.setup.training_device
+        if request.weights is not None:
+            context = self._context(example, request.seed, watch.check)
+            return restore(parts, start.to(device), load_file(request.weights), context)
         if elsewhere in (None, device):
             return compress(parts, start.to(device), self._context(example, request.seed, watch.check, look or unseen))
         context = replace(

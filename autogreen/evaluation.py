@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from autogreen.engines import Kernel, Recipe
@@ -16,6 +17,7 @@ class Request:
     """Evaluate one effect.
 
     start: `baseline`, the task's model, or `scratch`, its network of half the width trained from scratch.
+    weights: file of what was trained for this effect before; it is loaded, and nothing is trained.
     reference: key of the artifact to measure beside and to pair scores with, or None.
     max_loss: stop without spending joules on measuring when the paired loss is above this beyond its interval.
     stakes: what it must hold its own against while it trains; None: it is trained to the end.
@@ -25,6 +27,7 @@ class Request:
     effect: Effect
     start: Literal["baseline", "scratch"] = "baseline"
     seed: int = 0
+    weights: Path | None = None
     reference: str | None = None
     max_loss: float | None = None
     stakes: Stakes | None = None

@@ -210,8 +210,8 @@ def load(path: Path, overrides: tuple[str, ...] = ()) -> Experiment:
         ConfigError: names the path, the value and what is allowed.
     """
     data = read_yaml(path)
-    for override in overrides:
-        _override(data, override)
+    for text in overrides:
+        override(data, text)
     return from_json(data, name=path.stem, folder=path.parent)
 
 
@@ -290,7 +290,12 @@ def pick_device(wanted: str, key: str = "device") -> str:
     return "cuda:0" if torch.cuda.is_available() else "cpu"
 
 
-def _override(data: dict[str, Any], text: str) -> None:
+def override(data: dict[str, Any], text: str) -> None:
+    """Change one key of plain data, in place, as a text ``key.key=value`` says.
+
+    Raises:
+        ConfigError: it is not of that form, or leads below what is no mapping.
+    """
     from autogreen.schema import parse_yaml
 
     path, equals, value = text.partition("=")

@@ -17,6 +17,7 @@ from autogreen.errors import ConfigError, EvaluationError, MeterError, RefusedEr
 from autogreen.evaluation import Evaluation
 from autogreen.experiment import Experiment
 from autogreen.front import Front
+from autogreen.heritage import Heritage
 from autogreen.kernels import ENGINE, Case, Kernels, kept
 from autogreen.policy import Policy
 from autogreen.probe import Probed
@@ -24,9 +25,10 @@ from autogreen.probing import Asked, asked, forecast, guessed, paired, unmeasure
 from autogreen.samplers import make_sampler
 from autogreen.space import SearchSpace
 from autogreen.store import Store
-from autogreen.strategies import Seen, Strategy
+from autogreen.strategies import Seen, Strategy, given
 from autogreen.strategies.direct import Direct
 from autogreen.strategies.guided import Guided
+from autogreen.strategies.listed import Listed
 
 TRIALS_WORTH = 2  # of time for kernels that nobody measured here yet; they are kept for later studies
 AT_ONCE = 16  # effects a job, so that progress is shown and little is lost
@@ -56,16 +58,24 @@ class Proposals:
     """Asks Optuna for trials as the experiment's strategy wants them."""
 
     def __init__(
-        self, experiment: Experiment, store: Store, space: SearchSpace, recalled: Sequence[Mapping[str, Any]]
+        self,
+        experiment: Experiment,
+        store: Store,
+        space: SearchSpace,
+        recalled: Sequence[Mapping[str, Any]],
+        heritage: Heritage | None = None,
     ) -> None:
-        self.experiment, self.store, self.space = experiment, store, space
+        self.experiment, self.store, self.space, self.heritage = experiment, store, space, heritage
         self.offers = [params for answers in recalled if (params := space.params(answers))]
         self.strategy: Strategy = Direct(space, self.offers)
+        if heritage is not None:
+            policies = ((SearchSpace.from_json(one.policy).policy(), one.answers) for one in heritage.policies)
+            self.strategy = Listed(tuple(policies))
 
     def probe(self, anatomy: Anatomy, call: Callable[[str, Mapping[str, Any]], Any], cache: Path) -> Iterator[str]:
         """Ask the worker what the strategy wants to know before the first trial; tell how far it is. Where nothing can
         be probed the search is direct."""
-        if self.experiment.strategy != "guided" or not self.space.holes():
+        if self.experiment.strategy != "guided" or not self.space.holes() or self.heritage is not None:
             return
         questions, left_out = asked(self.space, anatomy)
         yield from (f"{hole} is searched without a forecast: {reason}" for hole, reason in left_out.items())
@@ -130,6 +140,20 @@ class Proposals:
             known |= {one.key: answer for one, answer in zip(now, found, strict=True)}
             self.store.put("probes", known)
         return {one: Probed(**known[one.key]) for one in questions}
+
+    def more(self) -> bool:
+        """Whether there is anything left to propose: always, but for policies that are known already."""
+        if self.heritage is None or given(self.store.study) < len(self.heritage.policies):
+            return True
+        waiting = self.store.study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.WAITING,))
+        return bool(waiting)
+
+    def weights(self, trial: optuna.Trial) -> Path | None:
+        """What was trained for a trial's policy before, if anything was."""
+        if self.heritage is None:
+            return None
+        known = self.heritage.policies[trial.user_attrs["proposal"]["given"]]
+        return self.heritage.weights(self.store.folder.parent, known.key)
 
     def ask(self) -> tuple[optuna.Trial, Policy]:
         """The next trial, and its policy."""

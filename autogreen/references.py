@@ -1,7 +1,8 @@
 """What every trial is compared with, measured before the first: plain use, the best runtime, and the controls."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from autogreen.anatomy import Anatomy
@@ -55,15 +56,18 @@ def worst(store: Store, max_loss: float | None) -> list[float]:
     return [max_loss or NO_FLOOR_LOSS, max(1.0, ratio.mean if ratio else 1.0)]
 
 
-def controls(jobs: Jobs, store: Store, space: SearchSpace, anatomy: Anatomy, device: str) -> Iterator[str]:
-    """Measure what keeps a saving honest: the same fine-tuning without compression, a smaller net from scratch."""
+def controls(
+    jobs: Jobs, store: Store, space: SearchSpace, anatomy: Anatomy, device: str, weights: Mapping[str, Path]
+) -> Iterator[str]:
+    """Measure what keeps a saving honest: the same fine-tuning without compression, a smaller net from scratch.
+    weights: files of what was trained for them before, by name."""
     found, missing = store.get("controls", {}), dict(store.get("missing_controls", {}))
     for name, request in controls_of(space, anatomy, baseline(store), device):
         if name in found or name in missing:
             continue
         yield name
         try:
-            found[name] = jobs.evaluate(request).to_json()
+            found[name] = jobs.evaluate(replace(request, weights=weights.get(name))).to_json()
             store.put("controls", found)
         except (RefusedError, EvaluationError) as error:
             missing[name] = str(error)

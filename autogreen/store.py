@@ -161,7 +161,7 @@ class Store:
         left = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
         with writing(self.folder):
             for trial in left:
-                if trial.params:
+                if trial.params or "proposal" in trial.user_attrs:
                     self.study.enqueue_trial(
                         trial.params, user_attrs={"proposal": trial.user_attrs.get("proposal", {})}
                     )

@@ -27,6 +27,7 @@ from autogreen.executors import EXECUTORS, Done, Executor
 from autogreen.experiment import Experiment, pick_device
 from autogreen.fidelity import Stakes, epochs
 from autogreen.front import Front, standing
+from autogreen.heritage import Heritage
 from autogreen.jobs import Jobs
 from autogreen.payback import Payback
 from autogreen.policy import FORMAT
@@ -54,8 +55,9 @@ class Progress:
     energy_j: float = 0.0
 
 
-def sweep(experiment: Experiment, folder: Path, cache: Path) -> Iterator[Progress]:
-    """Run or continue the experiment in `folder`; yield where it stands after every step.
+def sweep(experiment: Experiment, folder: Path, cache: Path, heritage: Heritage | None = None) -> Iterator[Progress]:
+    """Run or continue the experiment in `folder`; yield where it stands after every step. heritage: evaluate these
+    policies, with weights that were trained for them, instead of searching.
 
     Closing the iterator (Ctrl-C does) stops all work and hands unfinished trials back.
 
@@ -76,9 +78,10 @@ def sweep(experiment: Experiment, folder: Path, cache: Path) -> Iterator[Progres
             folder=folder.absolute(),
             cache=cache.absolute(),
             meter=experiment.meter,
+            weights=None if heritage is None else heritage.weights(folder.parent, heritage.baseline),
         )
         executor: Executor = EXECUTORS[experiment.executor](setup)
-        run = _Run(experiment, store, executor, setup, recalled)
+        run = _Run(experiment, store, executor, setup, recalled, heritage)
         try:
             yield run.progress("preparing", "building the baseline; the first time it is trained")
             for refused in run.prepare():
@@ -104,9 +107,10 @@ class _Run:
         executor: Executor,
         setup: Setup,
         recalled: Sequence[Mapping[str, Any]],
+        heritage: Heritage | None,
     ) -> None:
         self.experiment, self.store, self.slots = experiment, store, executor.slots
-        self.recalled = recalled
+        self.recalled, self.heritage = recalled, heritage
         self.jobs = Jobs(experiment.budget, store, executor)
         self.device, self.cache = setup.device, setup.cache
         self.anatomy: Anatomy
@@ -135,6 +139,7 @@ class _Run:
                 "meter": f"{found['meter']['tier']} {dict(self.experiment.meter)}",
                 "boundary of the energy": found["meter"]["boundary"],
                 **({"training device": trainer} if (trainer := self.experiment.training_device) else {}),
+                **({"policies of": self.heritage.study} if self.heritage else {}),
             }
         )
         batch = self.experiment.workload.fixed_batch
@@ -173,12 +178,13 @@ class _Run:
             worst = references.worst(self.store, self.experiment.constraints.max_loss)
             self.store.put("facts", {**self._facts, "reference_point": worst})
         self._restate_carbon()
-        for note in references.controls(*where):
+        trained = self.heritage.control_weights(self.store.folder.parent) if self.heritage else {}
+        for note in references.controls(*where, trained):
             yield self.progress("controls", note)
 
     def probes(self) -> Iterator[Progress]:
         """What the strategy wants to know before the first trial."""
-        self.proposals = Proposals(self.experiment, self.store, self.space, self.recalled)
+        self.proposals = Proposals(self.experiment, self.store, self.space, self.recalled, self.heritage)
         if self.recalled:
             told = f"{len(self.proposals.offers)} of {len(self.recalled)} policies of {self.experiment.warm_start!r}"
             yield self.progress("searching", f"{told} say something here and are tried first")
@@ -188,12 +194,17 @@ class _Run:
     def trials(self) -> Iterator[Progress]:
         """Ask, evaluate, tell, until the budget is spent."""
         pending: dict[str, optuna.Trial] = {}
-        failures, wasted, patience = 0, 0, WASTED if self.space.holes() else 1
+        failures, wasted, patience = 0, 0, WASTED if self.space.holes() or self.heritage else 1
         yield self.progress("searching")
         while True:
             if unpaid := self._unpaid():
                 patience = 0
-            while len(pending) < self.slots and wasted < patience and self.jobs.left(len(pending)):
+            while (
+                self.proposals.more()
+                and len(pending) < self.slots
+                and wasted < patience
+                and self.jobs.left(len(pending))
+            ):
                 trial, request = self._propose()
                 if request is None:
                     wasted += 1
@@ -261,12 +272,14 @@ class _Run:
                 trial.set_user_attr("reason", refusal)
                 self.store.study.tell(trial, state=TrialState.PRUNED)
                 return trial, None
+            trained = self.proposals.weights(trial)
             request = Request(
                 effect=effect,
                 seed=self.experiment.seed,
+                weights=trained,
                 reference=self.baseline.key,
                 max_loss=self.experiment.constraints.max_loss,
-                stakes=Stakes.of(self.store.results()) if epochs(effect.parts) else None,
+                stakes=Stakes.of(self.store.results()) if trained is None and epochs(effect.parts) else None,
                 limit_s=self.jobs.limit_s(),
                 limit_j=self.jobs.limit_j(),
             )

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from autogreen import floor, hardware, quality
+from autogreen.compress import load_weights
 from autogreen.engines import Program, Recipe, cores
 from autogreen.errors import AutogreenError, EvaluationError, MeterError, RefusedError
 from autogreen.measurement import Protocol
@@ -27,7 +28,8 @@ GOLDEN = 64  # examples kept for bundles, at least
 @dataclass(frozen=True, kw_only=True)
 class Setup:
     """Everything a worker needs. device: where policies run and are measured. training_device: where they are trained,
-    the same by default. folder: the study's; cache: shared by studies; meter: `name` and its settings."""
+    the same by default. weights: file of the baseline's, where another study's are taken over. folder: the study's;
+    cache: shared by studies; meter: `name` and its settings."""
 
     task: Task
     workload: Workload
@@ -37,6 +39,7 @@ class Setup:
     cache: Path
     meter: Mapping[str, Any] = field(default_factory=dict)
     training_device: str | None = None
+    weights: Path | None = None
 
 
 class Workbench:
@@ -69,7 +72,10 @@ class Workbench:
         if start == "scratch" or student < 1:
             return self._smaller(0.5 if start == "scratch" else student)
         if self._baseline is None:
-            self._baseline = self.setup.task.build(self.setup.cache).to(self.setup.device).eval()
+            built = self.setup.task.build(self.setup.cache)
+            if self.setup.weights is not None:
+                load_weights(built, load_file(self.setup.weights))
+            self._baseline = built.to(self.setup.device).eval()
         return self._baseline
 
     def _smaller(self, fraction: float) -> nn.Module:

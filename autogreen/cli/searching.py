@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from autogreen.cli.app import app
-from autogreen.cli.printing import RUNS, Runs, follow, print_json, show
+from autogreen.cli.printing import RUNS, Runs, follow, print_json, show, terminal
 
 
 @app.command()
@@ -66,6 +66,31 @@ def measure(
     one = replace(loaded, name=name, space=space, finalists=1)
     follow(run(one, runs / name, runs / ".cache"), 1)
     show(Front.of(Store.open(runs / name).results()))
+
+
+@app.command()
+def remeasure(
+    name: str,
+    as_: Annotated[str | None, typer.Option("--as", metavar="NEW", help="The new study; by default NAME-here.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key.")] = None,
+    fresh: Annotated[bool, typer.Option(help="Delete the new study and begin it anew.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    runs: Runs = RUNS,
+) -> None:
+    """Measure the front of a study again on this machine, with the weights that it has; train nothing."""
+    from autogreen.remeasure import remeasure as run
+    from autogreen.remeasure import remeasured
+
+    to = as_ or f"{name}-here"
+    steps = run(name, runs, to=to, overrides=tuple(set_ or ()), fresh=fresh)
+    if json:
+        for _ in steps:
+            pass
+        print_json(remeasured(to, runs).to_json())
+        return
+    follow(steps, None)
+    terminal().print(remeasured(to, runs).table())
+    print(f"\nNext: autogreen export {to} --pick knee --to bundle && autogreen verify bundle")
 
 
 def _mirror(front: Any, folder: Path, uri: str | None) -> None:

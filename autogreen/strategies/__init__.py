@@ -2,6 +2,7 @@
 
     direct   every hole is a parameter of Optuna's sampler                     small spaces
     guided   a forecast of every choice, corrected by trials, and few knobs    many layers
+    listed   policies that are known already (no choice of an experiment)      a front measured again
 
 `enqueue` may fix the next trial; `fill` makes a policy of the trial that Optuna then gives. What a strategy must know
 of a trial it fixed is that trial's user attribute `proposal`.

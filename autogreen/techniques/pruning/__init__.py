@@ -10,7 +10,7 @@ from autogreen.registry import nearest
 from autogreen.techniques import Context, Target, Technique, Unit, assign
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from autogreen.tasks import Inputs
 
@@ -213,6 +213,15 @@ class Pruning(Technique):
         from autogreen.techniques.pruning.cut import cut
 
         return cut(effect, model, context) if effect else model
+
+    @classmethod
+    def fit(
+        cls, effect: dict[str, Any], model: "nn.Module", weights: "Mapping[str, Tensor]", context: Context
+    ) -> "nn.Module":
+        """The model in the shapes that weights have which were trained under this effect (see `pruning.fit`)."""
+        from autogreen.techniques.pruning.fit import fit
+
+        return fit(effect, model, weights, context) if effect else model
 
     @classmethod
     def lower(cls, effect: dict[str, Any], model: "nn.Module", context: Context) -> "nn.Module":

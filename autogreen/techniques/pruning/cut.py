@@ -62,7 +62,7 @@ def _narrowing(
     alone = {(kind, name): setting for kind in WIDTHS for name, setting in effect.get(kind, {}).items()}
     together = [pool for pool in pools if pool["structure"] in WIDTHS]
     wanted = {(pool["structure"], name) for pool in together for name in pool["units"]} | set(alone)
-    found = _removables(model, context, {key for key in wanted if not blocks.gone(model, key[1])})
+    found = removables(model, context, {key for key in wanted if not blocks.gone(model, key[1])})
     cuts: list[tuple[Removable, list[int]]] = []
 
     def drop(parts: Sequence[Removable], scores: Sequence[torch.Tensor], count: int) -> None:
@@ -89,9 +89,14 @@ def _narrowing(
     return cuts
 
 
-def _removables(
+def removables(
     model: nn.Module, context: Context, wanted: set[tuple[str, str]]
 ) -> dict[tuple[str, str], tuple[Removable, ...]]:
+    """What shrinks, by structure and name of the unit.
+
+    Raises:
+        RefusedError: a unit is not in this model.
+    """
     found: dict[tuple[str, str], tuple[Removable, ...]] = {}
     if not wanted:
         return found
