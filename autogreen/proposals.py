@@ -5,6 +5,7 @@ where it was. So are the policies of an earlier study that are tried first; what
 about this model, or this machine, and is not read.
 """
 
+import statistics
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -31,6 +32,7 @@ from autogreen.strategies.guided import Guided
 from autogreen.strategies.listed import Listed
 
 TRIALS_WORTH = 2  # of time for kernels that nobody measured here yet; they are kept for later studies
+BUDGET_WORTH = 0.1  # of the seconds that are left; a search that has few of them is there to search
 AT_ONCE = 16  # effects a job, so that progress is shown and little is lost
 RECALLED = 12  # policies of an earlier study
 
@@ -106,8 +108,10 @@ class Proposals:
         known = kept(facts["hardware"], facts["tier"], facts["boundary"], cache)
         if batch is None or ENGINE not in self.space.options("runtime", "engine"):
             return known
-        left_s, tried = TRIALS_WORTH * self._trial_s(), set[Case]()
-        while left_s > 0 and (waiting := [c for c in unmeasured(questions, anatomy, known, batch) if c not in tried]):
+        tried = set[Case]()
+        while self._kernels_left_s() > 0 and (
+            waiting := [c for c in unmeasured(questions, anatomy, known, batch) if c not in tried]
+        ):
             began, case = time.monotonic(), waiting[0]
             tried.add(case)
             yield f"what {case} saves here; {len(waiting)} shapes and schemes are not known yet"
@@ -118,14 +122,19 @@ class Proposals:
                 return known
             except (EvaluationError, RefusedError) as error:
                 yield f"{case} is not known: {error}"
-            left_s -= time.monotonic() - began
+            self.store.put("kernels_s", self.store.get("kernels_s", 0.0) + time.monotonic() - began)
             known = kept(facts["hardware"], facts["tier"], facts["boundary"], cache)
         return known
 
-    def _trial_s(self) -> float:
-        """Seconds of the longest evaluation so far: with training, where the space trains."""
+    def _kernels_left_s(self) -> float:
+        """Seconds for kernels, less what this study spent on them. A trial takes what half of the evaluations so far
+        took at most: the first compiles what later ones find compiled, a control may train from scratch."""
         done = [*self.store.get("references", {}).values(), *self.store.get("controls", {}).values()]
-        return max((sum(one["seconds"].values()) for one in done), default=0.0)
+        allowed: float = TRIALS_WORTH * statistics.median(sum(one["seconds"].values()) for one in done)
+        if (seconds := self.experiment.budget.seconds) is not None:
+            allowed = min(allowed, BUDGET_WORTH * (seconds - self.store.bill.total_s))
+        spent: float = self.store.get("kernels_s", 0.0)
+        return allowed - spent
 
     def _answers(
         self, questions: Sequence[Asked], call: Callable[[str, Mapping[str, Any]], Any], what: str

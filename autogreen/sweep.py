@@ -244,7 +244,14 @@ class _Run:
         if not trials:
             trials = [trial for trial in self.store.study.trials if "reason" in trial.user_attrs]
             what = "proposals were refused"
-        if not trials or any(trial.user_attrs.get("feasible") for trial in trials):
+        if not trials:
+            bill = self.store.bill
+            raise StudyError(
+                f"the budget was spent before the first trial: {bill.total_s:.0f} s and {bill.energy_j:.0f} J, on the "
+                "baseline, references, controls and probes. They are kept: raise the budget (`--set "
+                "budget.seconds=...`) and run the same command again."
+            )
+        if any(trial.user_attrs.get("feasible") for trial in trials):
             return
         missed: dict[str, float] = {}
         for trial in trials:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -137,3 +138,23 @@ def test_no_write_permission(place, tmp_path):
 def test_a_folder_that_cannot_be_made(place):
     (place / "file").write_text("")
     assert "cannot be written" in run(place, "sweep", "corners.yaml", "--runs", "file/runs", code=1)
+
+
+def test_ctrl_c_says_that_nothing_is_lost(place):
+    command = [sys.executable, "-m", "autogreen.cli", "sweep", "corners.yaml", "--fresh", "--runs", "stopped"]
+    with subprocess.Popen(command, cwd=place, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        while "references" not in (line := process.stdout.readline()):
+            assert line, process.stderr.read()
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate(timeout=60)
+    assert process.returncode == 130 and told.endswith(
+        "stopped. Nothing is lost: the same command goes on where it was.\n"
+    )
+    assert "Traceback" not in told
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"), [(["frnt"], "Did you mean 'front'?"), (["sweep"], "EXPERIMENT.yaml"), (["front"], "name")]
+)
+def test_a_wrong_call_is_told_in_words(tmp_path, arguments, told):
+    assert told in run(tmp_path, *arguments, code=2)

@@ -448,9 +448,11 @@ def test_an_unknown_study_names_those_there_are(tmp_path):
 
 
 def test_budgets_end_a_search(tmp_path):
-    run(tmp_path / "seconds", name="seconds", budget={"seconds": 0.5, "trials": None}, finalists=0)
+    with pytest.raises(StudyError, match=r"the budget was spent before the first trial: \d+ s"):
+        run(tmp_path / "seconds", name="seconds", budget={"seconds": 0.5, "trials": None}, finalists=0)
     assert Store.open(tmp_path / "seconds").results().trials == ()
-    run(tmp_path / "joules", name="joules", budget={"energy_j": 0.001, "trials": None}, finalists=0)
+    with pytest.raises(StudyError, match="before the first trial"):
+        run(tmp_path / "joules", name="joules", budget={"energy_j": 0.001, "trials": None}, finalists=0)
     assert Store.open(tmp_path / "joules").results().trials == ()
 
 

@@ -8,39 +8,29 @@ machine     kernels, doctor, list
 
 import sys
 
-import typer
-
 from autogreen.cli import looking, machine, searching, shipping
 from autogreen.cli.app import app
 from autogreen.errors import AutogreenError, NotConclusiveError
 
 __all__ = ["app", "looking", "machine", "main", "searching", "shipping"]
+STOPPED = 130  # by Ctrl-C, as shells have it
 NOT_CONCLUSIVE = 3  # exit code of a verification that proved nothing, neither way
 
 
 def main() -> None:
     """Entry point: one clear line on stderr for what users can mend; `--debug` shows the traceback."""
     try:
-        app(standalone_mode=False)
+        app()
     except NotConclusiveError as error:
         _fail(str(error), NOT_CONCLUSIVE, kind="")
     except AutogreenError as error:
         _fail(str(error))
-    except KeyboardInterrupt:
-        _fail("stopped. Nothing is lost: the same command goes on where it was.", 130)
-    except typer.Abort:
-        sys.exit(1)
-    except typer.Exit as stop:
-        sys.exit(stop.exit_code)
     except OSError as error:
         _fail(f"{error.filename or 'a file'}: {error.strerror or error}.")
-    except Exception as error:
-        import click
-
-        if not isinstance(error, click.ClickException):
-            raise
-        error.show()
-        sys.exit(error.exit_code)
+    except SystemExit as stop:
+        if stop.code == STOPPED:
+            print("stopped. Nothing is lost: the same command goes on where it was.", file=sys.stderr)
+        raise
 
 
 def _fail(message: str, code: int = 1, kind: str = "error: ") -> None:
