@@ -9,13 +9,14 @@
     manifest.json          for programs: recipe, numbers with intervals, hardware, versions; size and hash of every file
 
 `export` writes the folder and never trains; `read` checks it before anything in it is opened; `load` runs it; `verify`
-compares its outputs, and its energy where that can be compared. The hashes prove that nothing changed since the export
-(integrity), not who made it (origin).
+compares its outputs, and its energy where that can be compared; `check` holds it to limits too. The hashes prove that
+nothing changed since the export (integrity), not who made it (origin).
 """
 
+from autogreen.bundle.check import Check, Limits, check
 from autogreen.bundle.manifest import Manifest, prediction
 from autogreen.bundle.read import load, read
 from autogreen.bundle.verify import Verification, verify
 from autogreen.bundle.write import export
 
-__all__ = ["Manifest", "Verification", "export", "load", "prediction", "read", "verify"]
+__all__ = ["Check", "Limits", "Manifest", "Verification", "check", "export", "load", "prediction", "read", "verify"]

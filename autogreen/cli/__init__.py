@@ -2,7 +2,7 @@
 
 searching   sweep, measure
 looking     front, compare, ui
-shipping    export, verify
+shipping    export, verify, check
 machine     kernels, doctor, list
 """
 
@@ -13,17 +13,18 @@ import typer
 from autogreen.cli import looking, machine, searching, shipping
 from autogreen.cli.app import app
 from autogreen.errors import AutogreenError, NotConclusiveError
+from autogreen.outcome import EXIT_CODES
 
 __all__ = ["app", "looking", "machine", "main", "searching", "shipping"]
-NOT_CONCLUSIVE = 3  # exit code of a verification that proved nothing, neither way
 
 
 def main() -> None:
-    """Entry point: one clear line on stderr for what users can mend; `--debug` shows the traceback."""
+    """Entry point: one clear line on stderr for what users can mend; `--debug` shows the traceback. Exit codes:
+    `autogreen.outcome`."""
     try:
-        app(standalone_mode=False)
+        sys.exit(app(standalone_mode=False))
     except NotConclusiveError as error:
-        _fail(str(error), NOT_CONCLUSIVE, kind="")
+        _fail(str(error), EXIT_CODES["inconclusive"], kind="")
     except AutogreenError as error:
         _fail(str(error))
     except KeyboardInterrupt:
@@ -35,9 +36,7 @@ def main() -> None:
     except OSError as error:
         _fail(f"{error.filename or 'a file'}: {error.strerror or error}.")
     except Exception as error:
-        import click
-
-        if not isinstance(error, click.ClickException):
+        if not (hasattr(error, "show") and hasattr(error, "exit_code")):  # click's, which newer typers bring along
             raise
         error.show()
         sys.exit(error.exit_code)
