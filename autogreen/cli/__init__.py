@@ -2,7 +2,7 @@
 
 searching   sweep, measure
 looking     front, compare, ui
-shipping    export, verify, check
+shipping    export, verify, check, register, promote
 machine     kernels, doctor, list
 """
 
