@@ -688,6 +688,14 @@ def test_a_stuck_or_dying_process_is_a_clear_message(
 # --- golden examples --------------------------------------------------------------------------------------------------
 
 
+def test_outputs_by_name_are_compared_whatever_their_order() -> None:
+    outputs = {"logits": torch.ones(2), "best": torch.zeros(2)}
+    shape, tensors = trees.pack(outputs, "output")
+    kept = json.loads(json.dumps(shape, sort_keys=True))  # as a manifest keeps it
+    assert golden.difference(trees.unpack(kept, tensors), outputs) == 0
+    assert golden.difference({"best": torch.ones(2), "logits": torch.ones(2)}, outputs) == 1
+
+
 def test_trees_make_a_round_trip() -> None:
     tree = (({"a.b": torch.ones(2), "a": {"b": torch.zeros(1)}}, [1, 2.5, None, "x", True]), {})
     shape, tensors = trees.pack(tree, "input")
