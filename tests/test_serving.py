@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file, save_file
 from test_bundle import Study, artifact, inputs, network, original, study
 from torch import Tensor, nn
 
@@ -199,21 +200,21 @@ def test_the_registered_model_needs_no_autogreen_where_it_serves(
     registered: Path, reader: Path, tmp_path: Path
 ) -> None:
     (golden, kwargs), outputs = examples(reader, bundle.read(reader))
-    np.savez(tmp_path / "given.npz", arg0=golden[0].numpy(), mask=kwargs["mask"].numpy())
+    save_file({"arg0": golden[0].numpy(), "mask": kwargs["mask"].numpy()}, tmp_path / "given.safetensors")
     code = f"""
 import os
 os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
-import mlflow, numpy as np
+import mlflow
+from safetensors.numpy import load_file, save_file
 model = mlflow.pyfunc.load_model({str(registered)!r})
-found = model.predict(dict(np.load("given.npz")))
-np.savez("found.npz", **found)
+found = model.predict(load_file("given.safetensors"))
+save_file(found, "found.safetensors")
 import autogreen
 print(autogreen.__file__)
 """
     told = bare(code, tmp_path)
     assert str(registered / "code" / "autogreen") in told
-    with np.load(tmp_path / "found.npz") as stored:
-        found = dict(stored)
+    found = load_file(tmp_path / "found.safetensors")
     assert np.allclose(found["logits"], outputs["logits"], atol=1e-5) and found["half"].dtype == np.float32
     assert np.array_equal(found["best"], outputs["best"]) and found["best"].dtype == np.int64
 

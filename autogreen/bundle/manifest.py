@@ -17,7 +17,7 @@ from autogreen.engines import ENGINES, Kernel, Recipe
 from autogreen.errors import BundleError, ConfigError
 from autogreen.measurement import Interval, Protocol
 from autogreen.meters import Tier
-from autogreen.schema import MAX_BYTES, build
+from autogreen.schema import build, parse_json
 
 FORMAT = 3  # 2 had recipes without compiler mode and CUDA graph, and did not tell items of a call or layers
 NAME = "manifest.json"
@@ -154,12 +154,10 @@ def parse(text: bytes, where: str) -> Manifest:
     Raises:
         BundleError: too long, not JSON, changed, of another format, with unknown or missing keys or wrong types.
     """
-    if len(text) > MAX_BYTES:
-        raise BundleError(f"{where} has more than {MAX_BYTES:,} bytes; no export writes so much.")
     try:
-        data = json.loads(text.decode(), object_pairs_hook=_unique, parse_constant=_finite, parse_float=_finite)
-    except (ValueError, RecursionError) as error:
-        raise BundleError(f"{where} is not a manifest: {str(error) or 'it is nested too deeply'}.") from None
+        data = parse_json(text, where)
+    except ConfigError as error:
+        raise BundleError(f"{where} is not a manifest: {error}") from None
     if not isinstance(data, dict) or not isinstance(data.get("format"), int):
         raise BundleError(f"{where} is not a manifest: it states no format.")
     if data["format"] != FORMAT:
@@ -187,6 +185,8 @@ def _check(manifest: Manifest, where: str) -> None:
         raise BundleError(f"{where}: a call has one item at least.")
     if not 0 < manifest.golden.tolerance < 1 or manifest.golden.examples < 1:
         raise BundleError(f"{where}: golden examples need a tolerance in (0, 1) and one example at least.")
+    if len({name.casefold() for name in (*manifest.files, NAME)}) != len(manifest.files) + 1:
+        raise BundleError(f"{where} names two files that some disks take for one: their names differ in case alone.")
     for name, file in manifest.files.items():
         path = PurePosixPath(name)
         plain = name == str(path) and not path.is_absolute() and ".." not in path.parts and name not in (".", NAME)
@@ -210,17 +210,3 @@ def check_recipe(recipe: Recipe, where: str) -> None:
 
 def _text(data: Mapping[str, Any]) -> str:
     return json.dumps(data, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a key stands twice")
-    return found
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"{text} is no finite number")
-    return value

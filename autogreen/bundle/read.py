@@ -1,7 +1,6 @@
 """Read a bundle: everything is checked before anything is opened."""
 
 import hashlib
-import json
 import os
 import stat
 from pathlib import Path
@@ -11,7 +10,7 @@ from autogreen.bundle.manifest import NAME, Manifest, check_recipe, parse
 from autogreen.engines import Program, Recipe
 from autogreen.engines.archive import refuse_code
 from autogreen.errors import AutogreenError, BundleError, ConfigError
-from autogreen.schema import MAX_BYTES, build
+from autogreen.schema import MAX_BYTES, build, parse_json
 
 REQUIRED = ("policy.yaml", "weights.safetensors", "golden.safetensors", "MODEL_CARD.md")
 REFERENCE = "reference"
@@ -61,8 +60,9 @@ def load_reference(folder: Path, manifest: Manifest) -> Program:
     """Load what a checked bundle was measured beside."""
     path = Path(folder) / REFERENCE / "recipe.json"
     try:
-        recipe = build(Recipe, json.loads(path.read_text()), str(path))
-    except (OSError, ValueError, RecursionError, ConfigError) as error:
+        with path.open("rb") as file:
+            recipe = build(Recipe, parse_json(file.read(MAX_BYTES + 1), str(path)), str(path))
+    except (OSError, ConfigError) as error:
         raise BundleError(f"{path} is not a recipe: {error}.") from error
     check_recipe(recipe, str(path))
     return opened(path.parent, recipe, manifest.versions.torch)

@@ -204,8 +204,7 @@ def _record(folder: Path, recipe: Recipe, inputs: "Inputs", count: int, toleranc
 def _whole_or_nothing(to: Path) -> Iterator[Path]:
     """A new folder beside `to` that takes its name when all went well, and is removed when not."""
     try:
-        if to.is_symlink() or to.is_file() or (to.is_dir() and any(to.iterdir())):
-            raise BundleError(f"{to} exists and is not empty. Name a new folder, or remove this one first.")
+        refuse_taken(to)
         created = [parent for parent in to.absolute().parents if not parent.exists()]
         partial = to.absolute().parent / f".{to.absolute().name}.{os.getpid()}"
     except OSError as error:
@@ -222,6 +221,12 @@ def _whole_or_nothing(to: Path) -> Iterator[Path]:
         if isinstance(error, OSError):
             raise _failed(to, error) from error
         raise
+
+
+def refuse_taken(to: Path) -> None:
+    """Raise where a bundle cannot be written because something is there; asked early, where a bundle takes long."""
+    if to.is_symlink() or to.is_file() or (to.is_dir() and any(to.iterdir())):
+        raise BundleError(f"{to} exists and is not empty. Name a new folder, or remove this one first.")
 
 
 def _failed(to: Path, error: OSError) -> BundleError:

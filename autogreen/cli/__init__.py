@@ -1,6 +1,6 @@
 """The command line: picks files and prints; it holds no knobs of its own. All of it is also plain Python.
 
-searching   sweep, measure
+searching   sweep, measure, apply
 looking     front, compare, ui
 shipping    export, verify, check, register, promote
 machine     kernels, doctor, list
