@@ -3,7 +3,7 @@
     python experiments/serving.py BUNDLE [--requests 1000]
 
 Registers the bundle in a scratch registry, starts `mlflow models serve` on loopback with pickles switched off, and
-sends requests of 1 to 8 golden examples each, from random places, one after the other. Prints one line of JSON. `apart`:
+sends requests of 1 to 8 golden examples each, from random places, one after the other. Prints a line of JSON. `apart`:
 largest difference of an answer to the recorded outputs, over the largest magnitude of that tensor.
 """
 
