@@ -170,7 +170,7 @@ def test_names_that_are_none(tested: Path, name: str) -> None:
 def judged(outcome: Outcome) -> Any:
     """A promise with this outcome; measuring it is tested with `check`."""
 
-    def judge(folder: Path) -> Check:
+    def judge(folder: Path, **settings: Any) -> Check:
         finding = Finding(asked="promised energy", outcome=outcome, reason="as the test says")
         known = {"limits": Limits(), "manifest": read(folder), "verified": FOUND}
         return Check(folder=folder, findings=(finding,), **known)
@@ -389,7 +389,7 @@ def test_an_alias_that_moved_meanwhile_is_not_overwritten(
 ) -> None:
     models.register(tested, "toy", uri=uri)
 
-    def meanwhile(folder: Path) -> Check:
+    def meanwhile(folder: Path, **settings: Any) -> Check:
         models.register(other, "toy", uri=uri)
         found: Check = judged("kept")(folder)
         return found
@@ -454,7 +454,7 @@ def test_a_changed_file_in_the_store_is_noticed_before_anything_is_opened(
     models.register(other, "toy", uri=uri)
     before = aliases(uri)
     tamper(store(uri, "1"))
-    monkeypatch.setattr(succession, "check", lambda folder: pytest.fail("something was opened"))
+    monkeypatch.setattr(succession, "check", lambda folder, **settings: pytest.fail("something was opened"))
     with pytest.raises(BundleError, match="models:/toy/1 were changed in the artifact store"):
         models.promote("toy", uri=uri)
     assert aliases(uri) == before
