@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_bundle import original, put, seal, stated, study
+from test_bundle import QUICK, original, put, seal, stated, study
 
 from autogreen import bundle
-from autogreen.bundle import manifest
-from autogreen.bundle.read import load_reference
+from autogreen.bundle import manifest, worker
 from autogreen.errors import AutogreenError, BundleError, ConfigError
 from autogreen.schema import MAX_BYTES, MAX_DEPTH, parse_json, parse_yaml
 from autogreen.store import Store
@@ -177,9 +176,8 @@ def test_flipped_bytes_of_a_manifest_are_always_noticed(copy: Path, seed: int) -
 )
 def test_a_crafted_recipe_of_the_reference(copy: Path, text: bytes) -> None:
     (copy / "reference" / "recipe.json").write_bytes(text)
-    found = bundle.read(seal(copy))
     with pytest.raises(BundleError, match="is not a recipe"):
-        load_reference(copy, found)
+        worker.check(seal(copy), QUICK, None)
 
 
 @pytest.mark.parametrize("text", [b"[" * 100_000, b'{"tuple": ' + b"[" * 80 + b"]" * 80 + b"}", b"{", b"\xff"])

@@ -63,7 +63,7 @@ def load_reference(folder: Path, manifest: Manifest) -> Program:
         with path.open("rb") as file:
             recipe = build(Recipe, parse_json(file.read(MAX_BYTES + 1), str(path)), str(path))
     except (OSError, ConfigError) as error:
-        raise BundleError(f"{path} is not a recipe: {error}.") from error
+        raise BundleError(f"{path} is not a recipe: {str(error).removesuffix('.')}.") from error
     check_recipe(recipe, str(path))
     return opened(path.parent, recipe, manifest.versions.torch)
 
