@@ -204,7 +204,7 @@ class Quantization(Technique):
         from autogreen.techniques.quantization.folding import fold_batch_norm
         from autogreen.techniques.quantization.graph import to_int8
 
-        target = Target(device=context.device, engine="", batch=rows(context.example))
+        target = Target(device=context.device, engine=context.engine, batch=rows(context.example))
         for unit in cls.units(model, context.example):
             for layer in set(unit.members) & set(treatments):
                 if reason := misfit(scheme := treatments[layer].scheme, unit, target):
