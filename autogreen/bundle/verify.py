@@ -70,7 +70,12 @@ class Verification:
 
 
 def verify(
-    folder: Path, *, protocol: Protocol | None = None, meter: Mapping[str, Any] | None = None, limit_s: float = LIMIT_S
+    folder: Path,
+    *,
+    protocol: Protocol | None = None,
+    meter: Mapping[str, Any] | None = None,
+    native_code: bool = False,
+    limit_s: float = LIMIT_S,
 ) -> Verification:
     """Check a bundle on this machine.
 
@@ -82,6 +87,7 @@ def verify(
     Args:
         protocol: how long to measure; by default as many pairs as the promise rests on, which is what it is made for.
         meter: settings of the meter, `name` among them; by default those of the search.
+        native_code: run machine code that came with the bundle, where its format holds some.
         limit_s: seconds after which the fresh process is stopped.
 
     Raises:
@@ -94,6 +100,7 @@ def verify(
         "folder": str(folder),
         "protocol": None if protocol is None else asdict(protocol),
         "meter": None if meter is None else dict(meter),
+        "native_code": native_code,
     }
     found = ask(
         "autogreen.bundle.worker",

@@ -17,7 +17,9 @@ from autogreen.process import answer
 BUSY_SHARE = 0.25  # of the windows, from which the machine counts as busy
 
 
-def check(folder: Path, protocol: Protocol | None, meter: Mapping[str, Any] | None) -> Verification:
+def check(
+    folder: Path, protocol: Protocol | None, meter: Mapping[str, Any] | None, *, native_code: bool = False
+) -> Verification:
     """Compare golden outputs; measure beside the reference where that can be compared.
 
     Raises:
@@ -28,25 +30,27 @@ def check(folder: Path, protocol: Protocol | None, meter: Mapping[str, Any] | No
 
     manifest = read(folder)
     inputs, expected = examples(folder, manifest)
-    program = opened(folder, manifest.recipe, manifest.versions.torch)
+    program = opened(folder, manifest.recipe, manifest.versions.torch, native_code=native_code)
     difference = _difference(folder, manifest, program, inputs, expected)
     here = hardware.name(hardware.describe(manifest.recipe.device))
-    there, promised = hardware.name(manifest.hardware), manifest.energy.ratio_prediction
+    energy, there = manifest.energy, hardware.name(manifest.hardware)
+    promised = None if energy is None else energy.ratio_prediction
     beside: Beside | None = None
-    asked = protocol or manifest.energy.protocol
+    asked = protocol or (Protocol() if energy is None else energy.protocol)
     note = ""
-    if promised is None:
+    if energy is None:
+        note = f"converted from {manifest.converted_from!r}: outputs only, energy not measured"
+    elif promised is None:
         note = "this is the reference itself: no energy ratio was promised, outputs only"
     elif here != there:
         note = f"other hardware ({here}; the promise is for {there}): outputs only, energy not measured"
     else:
-        settings = dict(manifest.energy.meter if meter is None else meter)
+        settings = dict(energy.meter if meter is None else meter)
         try:
             chosen = choose(manifest.recipe.device, settings.pop("name", "auto"), **settings)
         except MeterError as error:
             note = f"energy not measured, outputs only: {error}"
         else:
-            energy = manifest.energy
             if chosen.tier != energy.tier:
                 note = f"energy is {chosen.tier} here and was {energy.tier} there: outputs only, energy not measured"
             elif chosen.boundary != energy.boundary:
@@ -55,7 +59,7 @@ def check(folder: Path, protocol: Protocol | None, meter: Mapping[str, Any] | No
                     "energy not measured. Give the meter the settings of the search."
                 )
             else:
-                reference = load_reference(folder, manifest)
+                reference = load_reference(folder, manifest, native_code=native_code)
                 assert energy.reference_items_per_call is not None, "a ratio needs it, and parsing has seen to that"
                 beside, _ = measure_programs(
                     program,
@@ -141,7 +145,7 @@ def _check_ratio(folder: Path, found: Verification) -> None:
 
 def _answer(job: Any) -> dict[str, Any]:
     protocol = None if job["protocol"] is None else Protocol(**job["protocol"])
-    return check(Path(job["folder"]), protocol, job["meter"]).to_json()
+    return check(Path(job["folder"]), protocol, job["meter"], native_code=job["native_code"]).to_json()
 
 
 if __name__ == "__main__":

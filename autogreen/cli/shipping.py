@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from autogreen.cli.app import app
-from autogreen.cli.printing import RUNS, Runs
+from autogreen.cli.printing import RUNS, Runs, TrustNativeCode
 
 
 @app.command()
@@ -28,11 +28,27 @@ def export(
 
 
 @app.command()
-def verify(folder: Path) -> None:
+def verify(folder: Path, trust_native_code: TrustNativeCode = False) -> None:
     """Check a bundle's hashes, its outputs, and, on the same machine, its energy.
 
     Exit code 0: what could be checked holds; 1: something does not; 3: not conclusive, the machine was busy.
     """
     from autogreen.bundle import verify as verify_bundle
 
-    print(verify_bundle(folder).summary())
+    print(verify_bundle(folder, native_code=trust_native_code).summary())
+
+
+@app.command()
+def convert(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Of the eager or the inductor engine.")],
+    engine: Annotated[str, typer.Option(help="Whose format: aot, onnxruntime, eager, inductor.")],
+    to: Annotated[Path, typer.Option(help="Folder to write; must not exist.")],
+) -> None:
+    """Write the program of a bundle in another engine's format; its energy is then not measured."""
+    from autogreen.bundle import convert as convert_bundle
+
+    made = convert_bundle(bundle, engine=engine, to=to)
+    print(
+        f"{made.folder}: outputs differ by at most {made.difference:.2g} of their largest value (allowed: "
+        f"{made.tolerance:g}); energy not measured. Next: autogreen verify {made.folder}"
+    )
