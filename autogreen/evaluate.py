@@ -24,7 +24,7 @@ from autogreen import floor, hardware, quality
 from autogreen.anatomy import survey
 from autogreen.billing import Watch
 from autogreen.compress import compress, lower
-from autogreen.engines import ENGINES, Program, Recipe, profile
+from autogreen.engines import ENGINES, Program, Recipe, artifact_bytes, profile
 from autogreen.evaluation import Evaluation, Published, Request
 from autogreen.fidelity import Look, StopTraining, epochs
 from autogreen.kernels import Case, Kernels, keep, session
@@ -144,7 +144,7 @@ class Evaluator(Workbench):
                 ran = profile.trace(program, example)
                 by_layer = check_kernels(lowered, layers, ran.products, self.setup.device, recipe.engine)
                 scores = self._score(program, "validation")
-                size = sum(path.stat().st_size for path in partial.glob("model.*"))
+                size = artifact_bytes(partial)
                 found = Evaluation(
                     key=request.key,
                     effect=request.effect,

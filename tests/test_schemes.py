@@ -189,7 +189,8 @@ def test_the_doctor_tells_of_every_scheme(monkeypatch: pytest.MonkeyPatch) -> No
     told = told_by_doctor("cpu")
     assert list(told) == list(SCHEMES)
     assert told["none"] == f"engine: {', '.join(ENGINES)}"
-    assert told["w8a8"] == told["w8a8_static"] == "engine: inductor, aot, onnxruntime"
+    assert told["w8a8_static"] == "engine: inductor, aot, onnxruntime"
+    assert told["w8a8"] == "engine: inductor, aot, onnxruntime, transformers"
     assert (
         told["w8a16"] == "engine: eager, inductor, aot" and "no kernel" in told["w4a16"] and "no kernel" in told["fp8"]
     )

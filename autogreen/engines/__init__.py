@@ -26,6 +26,7 @@ ENGINES = Table(
         "inductor": "autogreen.engines.inductor:Inductor",
         "aot": "autogreen.engines.aot:Aot",
         "onnxruntime": "autogreen.engines.onnxruntime:OnnxRuntime",
+        "transformers": "autogreen.engines.transformers:Transformers",
     },
 )
 
@@ -170,6 +171,12 @@ class Engine(Protocol):
             RefusedError: that cannot be shown.
         """
         ...
+
+
+def artifact_bytes(folder: Path) -> int:
+    """Size of what an engine wrote, files and folders named `model.*`."""
+    found = [file for path in folder.glob("model.*") for file in (path, *path.rglob("*"))]
+    return sum(file.stat().st_size for file in found if file.is_file())
 
 
 class Program:

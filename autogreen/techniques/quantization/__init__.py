@@ -12,6 +12,7 @@ from autogreen.techniques import Context, Target, Technique, Unit, assign
 from autogreen.techniques.quantization.schemes import (
     OBSERVER,
     SCHEMES,
+    TORCHAO,
     Observer,
     Treatment,
     misfit,
@@ -209,6 +210,10 @@ class Quantization(Technique):
             for layer in set(unit.members) & set(treatments):
                 if reason := misfit(scheme := treatments[layer].scheme, unit, target):
                     raise RefusedError(f"quantization: scheme {scheme!r} for {layer}: {reason}")
+        if context.engine == TORCHAO:
+            from autogreen.techniques.quantization.planned import Planned
+
+            return Planned(model, {name: one.scheme for name, one in treatments.items()})
         fold_batch_norm(model, context.example)
         on_gpu = context.device.startswith("cuda")
         in_graph = {} if on_gpu else {name: one for name, one in treatments.items() if one.scheme.startswith("w8a8")}

@@ -15,11 +15,12 @@ saves nothing and is never scored.
 On x86 the inductor and aot engines turn quantize -> dequantize -> product into one oneDNN operator (`onednn::qlinear`,
 `onednn::qconv`), for ranges that are calibrated and, of linear layers, for ranges taken from the values at hand; both
 may stand in one model. onnxruntime has kernels of its own for the same graph; that of convolutions also gives int8, so
-their results are rounded there, to calibrated ranges. The eager engine interprets the three steps: simulated. AVX2 is
-enough for int8 products; with VNNI or AMX they are summed in 32 bits at once, without they keep to 7 bits of
-activations. `_weight_int8pack_mm` widens both factors and multiplies in float32, in every engine of PyTorch's
-operators; on bfloat16 activations it is vectorised (AVX2, AVX-512), reads 16 inputs at a time and beyond the end of a
-row that 16 does not divide: such layers are refused. There it needs none of the instructions for bfloat16.
+their results are rounded there, to calibrated ranges. The transformers engine has torchao's layers: int8 and float8
+with ranges of the call. The eager engine interprets the three steps: simulated. AVX2 is enough for int8 products; with
+VNNI or AMX they are summed in 32 bits at once, without they keep to 7 bits of activations. `_weight_int8pack_mm` widens
+both factors and multiplies in float32, in every engine of PyTorch's operators; on bfloat16 activations it is vectorised
+(AVX2, AVX-512), reads 16 inputs at a time and beyond the end of a row that 16 does not divide: such layers are refused.
+There it needs none of the instructions for bfloat16.
 """
 
 from collections import Counter
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 COMPILED = ("inductor", "aot")
 OPERATORS = ("eager", *COMPILED)  # engines that run a graph of PyTorch's operators
+TORCHAO = "transformers"  # the engine whose layers are torchao's own
 Observer = Literal["minmax", "percentile", "mse"]
 OBSERVER: Observer = "mse"  # where a rule names none
 
@@ -164,6 +166,7 @@ SCHEMES: Mapping[str, Scheme] = {
                     device="cuda",
                     kernels=("aten::_scaled_mm",),
                     precision="float8",
+                    engines=(*OPERATORS, TORCHAO),
                     inputs=16,
                     width=16,
                     compute_capability=(8, 9),
@@ -182,6 +185,7 @@ SCHEMES: Mapping[str, Scheme] = {
                     device="cuda",
                     kernels=("aten::_int_mm",),
                     precision="int8",
+                    engines=(*OPERATORS, TORCHAO),
                     rows=17,  # cuBLASLt's int8 product wants more than 16
                     inputs=8,
                     width=8,
@@ -189,6 +193,7 @@ SCHEMES: Mapping[str, Scheme] = {
                 ),
                 Road(device="cpu", kernels=_ONEDNN, precision="int8", engines=COMPILED),
                 Road(device="cpu", kernels=_ONNXRUNTIME, precision="int8", engines=("onnxruntime",)),
+                Road(device="cpu", kernels=("aten::_int_mm",), precision="int8", engines=(TORCHAO,)),
             ),
             lossy=True,
         ),
