@@ -26,7 +26,9 @@ LINEAR_ONLY = {"head": "w8a8_static"}
 EVERY = {"stem.0": "w8a8_static", "inner.0": "w8a8_static", "outer.0": "w8a8_static", "head": "w8a8_static"}
 
 
-def exported(folder: Path, model: nn.Module, engine: str, layers: dict[str, str]) -> Path:
+def exported(
+    folder: Path, model: nn.Module, engine: str, layers: dict[str, str], inputs: Callable[..., torch.Tensor] = images
+) -> Path:
     """A bundle as a sweep's export writes it, of scripted figures and a real program."""
     scripted = scripted_results([(0.01, 0.5)])
     evaluation = scripted.trials[0].evaluation
@@ -36,14 +38,14 @@ def exported(folder: Path, model: nn.Module, engine: str, layers: dict[str, str]
     for key in (evaluation.key, scripted.baseline.key):
         place = folder / "artifacts" / key
         place.mkdir(parents=True)
-        ENGINES[engine].save(model, ((images(BATCH),), {}), place)
+        ENGINES[engine].save(model, ((inputs(BATCH),), {}), place)
         save_file({"w": torch.zeros(1)}, place / "weights.safetensors")
         (place / "recipe.json").write_text(json.dumps(asdict(recipe)))
     evaluation = replace(evaluation, recipe=recipe, layers=layers)
     baseline = replace(scripted.baseline, recipe=recipe)
     results = replace(scripted, baseline=baseline, trials=(replace(scripted.trials[0], evaluation=evaluation),))
     return bundle.export(
-        evaluation, results=results, artifacts=folder / "artifacts", golden=((images(16),), {}), to=folder / "bundle"
+        evaluation, results=results, artifacts=folder / "artifacts", golden=((inputs(16),), {}), to=folder / "bundle"
     )
 
 
@@ -125,7 +127,29 @@ def test_what_the_target_cannot_carry_is_refused_by_part_and_reason(make: Any, t
         bundle.convert(make(EVERY), engine="onnxruntime", to=tmp_path / "new")
     with pytest.raises(RefusedError, match=r"eager cannot carry head in int8: .* 0% do there.*simulated"):
         bundle.convert(make(LINEAR_ONLY), engine="eager", to=tmp_path / "new")
+    with pytest.raises(RefusedError, match=r"'transformers' takes a model of its own library.*Search with engine"):
+        bundle.convert(make(LINEAR_ONLY), engine="transformers", to=tmp_path / "new")
     assert not [*tmp_path.iterdir()]
+
+
+def test_a_checkpoint_in_a_bundle(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+
+    def texts(count: int) -> torch.Tensor:
+        return torch.randint(0, 32, (count, 6), generator=torch.Generator().manual_seed(count))
+
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=32, use_cache=False, **sizes)).eval()
+    folder = exported(tmp_path, model, "transformers", {}, texts)
+    plain = transformers.AutoModelForCausalLM.from_pretrained(folder / "model.hf")
+    with torch.no_grad():
+        torch.testing.assert_close(
+            bundle.load(folder)(texts(3))["logits"], plain(texts(3)).logits, rtol=1e-4, atol=1e-5
+        )
+    assert "a model class of the transformers library" in (folder / "MODEL_CARD.md").read_text()
+    (folder / "model.hf" / "pytorch_model.bin").write_bytes(b"x")
+    with pytest.raises(BundleError, match=r"holds what the manifest does not name: model\.hf/pytorch_model\.bin"):
+        bundle.load(folder)
 
 
 def test_a_format_whose_library_is_missing(make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
