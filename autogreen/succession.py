@@ -68,12 +68,14 @@ def succeed(
     *,
     names: tuple[str, str] = ("challenger", "champion"),
     protocol: Mapping[str, Any] | None = None,
+    native_code: bool = False,
 ) -> Succession:
     """Measure a challenger's bundle, and beside the champion's if there is one.
 
     Args:
         names: of both, for people.
         protocol: settings to change of the comparison.
+        native_code: run machine code that came with them, where their format holds some.
 
     Raises:
         RefusedError: they do different work; neither says anything about the other.
@@ -83,8 +85,12 @@ def succeed(
     old = None if champion is None else read(champion)
     if old is not None:
         _refuse_other_work(read(challenger), old)
-    promise = check(challenger)
+    promise = check(challenger, native_code=native_code)
     findings = promise.findings
+    if promise.manifest is not None and promise.manifest.energy is None:
+        reason = f"converted from {promise.manifest.converted_from!r}: search with its engine, so that it is measured"
+        findings = (*findings, Finding(asked="a promise of energy", outcome="unmeasured", reason=reason))
+        return Succession(findings=findings, promise=promise)
     if champion is None or old is None or promise.manifest is None or promise.outcome != "kept":
         return Succession(findings=findings, promise=promise)
     new = promise.manifest
@@ -92,7 +98,7 @@ def succeed(
     if elsewhere := _elsewhere(new, old):
         apart = Finding(asked="energy beside the champion", outcome="unmeasured", reason=elsewhere)
         return Succession(findings=(*findings, apart), promise=promise)
-    found = compare(str(challenger), str(champion), runs=Path(), changes=protocol)
+    found = compare(str(challenger), str(champion), runs=Path(), changes=protocol, native_code=native_code)
     found = replace(found, a=names[0], b=names[1])
     return Succession(findings=(*findings, _energy(found, terms.max_ratio)), promise=promise, comparison=found)
 
@@ -111,6 +117,8 @@ def _refuse_other_work(new: Manifest, old: Manifest) -> None:
 
 
 def _elsewhere(new: Manifest, old: Manifest) -> str | None:
+    if new.energy is None or old.energy is None:
+        return "the champion was only converted, and its energy never measured"
     for what, ours, theirs in (
         ("hardware", hardware.name(new.hardware), hardware.name(old.hardware)),
         ("tier of energy", new.energy.tier, old.energy.tier),

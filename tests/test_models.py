@@ -384,6 +384,19 @@ def test_exit_codes_are_those_of_the_one_table(
     assert f"version 1: {outcome}" in capsys.readouterr().out
 
 
+def test_what_was_only_converted_may_be_served_and_never_follows(tested: Path, tmp_path: Path, uri: str) -> None:
+    from autogreen.bundle import convert
+
+    convert(tested, engine="inductor", to=tmp_path / "converted")
+    models.register(tmp_path / "converted", "toy", uri=uri)
+    assert versions(uri)["1"].tags["energy"] == "not measured: converted from eager"
+    found = models.promote("toy", uri=uri)
+    assert found.outcome == "unmeasured" and aliases(uri) == {"challenger": "1"}
+    assert "search with its engine" in found.summary()
+    stays = succession.succeed(tested, tmp_path / "converted", Terms())
+    assert stays.outcome != "kept" and stays.comparison is None
+
+
 def test_an_alias_that_moved_meanwhile_is_not_overwritten(
     tested: Path, other: Path, uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -89,17 +89,18 @@ def check(
     protocol: Protocol | None = None,
     meter: Mapping[str, Any] | None = None,
     limit_s: float = LIMIT_S,
+    native_code: bool = False,
 ) -> Check:
     """Hold a bundle to its promise and to limits; what does not hold is told, not raised.
 
     Args:
-        protocol, meter, limit_s: as of `verify.examine`.
+        protocol, meter, limit_s, native_code: as of `verify.examine`.
     """
     folder, limits = Path(folder), limits or Limits()
     manifest: Manifest | None = None
     try:
         manifest = read(folder)
-        verified = examine(folder, protocol=protocol, meter=meter, limit_s=limit_s)
+        verified = examine(folder, protocol=protocol, meter=meter, limit_s=limit_s, native_code=native_code)
     except BundleError as error:
         broken = Finding(asked="files and outputs", outcome="broken", reason=str(error))
         return Check(folder=folder, limits=limits, findings=(broken,), manifest=manifest, verified=None)

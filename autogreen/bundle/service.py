@@ -116,15 +116,17 @@ class Service:
     settings and recorded graphs belong to the thread that made them.
     """
 
-    def __init__(self, folder: Path) -> None:
-        """Raises:
-        BundleError: the bundle is not what its manifest says, or gives other outputs than recorded.
+    def __init__(self, folder: Path, *, native_code: bool = False) -> None:
+        """native_code: run machine code that came with the bundle, where its format holds some.
+
+        Raises:
+            BundleError: the bundle is not what its manifest says, or gives other outputs than recorded.
         """
         self.manifest = read(folder)
         os.environ.update(environment(self.manifest.recipe.device))  # for a torch that is not loaded yet
         self.interface = Interface.of(folder, self.manifest)
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="autogreen")
-        self._worker.submit(self._open, folder).result()
+        self._worker.submit(self._open, folder, native_code).result()
 
     def __call__(self, given: Arrays) -> Arrays:
         """Run the program.
@@ -134,8 +136,8 @@ class Service:
         """
         return self._worker.submit(self._run, given).result()
 
-    def _open(self, folder: Path) -> None:
-        self._program = load(folder)
+    def _open(self, folder: Path, native_code: bool) -> None:
+        self._program = load(folder, native_code=native_code)
         (args, kwargs), expected = examples(folder, self.manifest)
         apart, allowed = golden.difference(expected, self._program(*args, **kwargs)), self.manifest.golden.tolerance
         if not apart <= allowed:

@@ -100,7 +100,12 @@ class Verification:
 
 
 def verify(
-    folder: Path, *, protocol: Protocol | None = None, meter: Mapping[str, Any] | None = None, limit_s: float = LIMIT_S
+    folder: Path,
+    *,
+    protocol: Protocol | None = None,
+    meter: Mapping[str, Any] | None = None,
+    native_code: bool = False,
+    limit_s: float = LIMIT_S,
 ) -> Verification:
     """Hold a bundle to its promise on this machine: `examine`, where a promise that is missed is an error.
 
@@ -108,7 +113,7 @@ def verify(
         BundleError: what does not hold, with the figures.
         NotConclusiveError: the energy is outside the promise, and other programs ran in many of the windows.
     """
-    found = examine(folder, protocol=protocol, meter=meter, limit_s=limit_s)
+    found = examine(folder, protocol=protocol, meter=meter, native_code=native_code, limit_s=limit_s)
     if found.outcome == "inconclusive":
         raise NotConclusiveError(f"{folder}: {found.told}")
     if found.outcome == "broken":
@@ -117,7 +122,12 @@ def verify(
 
 
 def examine(
-    folder: Path, *, protocol: Protocol | None = None, meter: Mapping[str, Any] | None = None, limit_s: float = LIMIT_S
+    folder: Path,
+    *,
+    protocol: Protocol | None = None,
+    meter: Mapping[str, Any] | None = None,
+    native_code: bool = False,
+    limit_s: float = LIMIT_S,
 ) -> Verification:
     """Check a bundle on this machine.
 
@@ -129,6 +139,7 @@ def examine(
     Args:
         protocol: how long to measure; by default as many pairs as the promise rests on, which is what it is made for.
         meter: settings of the meter, `name` among them; by default those of the search.
+        native_code: run machine code that came with the bundle, where its format holds some.
         limit_s: seconds after which the fresh process is stopped.
 
     Raises:
@@ -140,6 +151,7 @@ def examine(
         "folder": str(folder),
         "protocol": None if protocol is None else asdict(protocol),
         "meter": None if meter is None else dict(meter),
+        "native_code": native_code,
     }
     found = ask(
         "autogreen.bundle.worker",

@@ -6,7 +6,7 @@ from typing import Any
 
 from autogreen.beside import measure_programs
 from autogreen.bundle import golden
-from autogreen.bundle.manifest import Manifest
+from autogreen.bundle.manifest import Energy, Manifest
 from autogreen.bundle.read import examples, load_reference, opened, read
 from autogreen.bundle.verify import Verification, kept
 from autogreen.engines import Program
@@ -17,7 +17,9 @@ from autogreen.process import answer
 BUSY_SHARE = 0.25  # of the windows, from which the machine counts as busy
 
 
-def check(folder: Path, protocol: Protocol | None, meter: Mapping[str, Any] | None) -> Verification:
+def check(
+    folder: Path, protocol: Protocol | None, meter: Mapping[str, Any] | None, *, native_code: bool = False
+) -> Verification:
     """Compare golden outputs; measure beside the reference where that can be compared.
 
     Raises:
@@ -27,20 +29,23 @@ def check(folder: Path, protocol: Protocol | None, meter: Mapping[str, Any] | No
 
     manifest = read(folder)
     inputs, expected = examples(folder, manifest)
-    program = opened(folder, manifest.recipe, manifest.versions.torch)
+    program = opened(folder, manifest.recipe, manifest.versions.torch, native_code=native_code)
     difference = _difference(folder, manifest, program, inputs, expected)
     here = hardware.name(hardware.describe(manifest.recipe.device))
-    there, promised = hardware.name(manifest.hardware), manifest.energy.ratio_prediction
-    asked = protocol or manifest.energy.protocol
+    energy, there = manifest.energy, hardware.name(manifest.hardware)
+    promised = None if energy is None else energy.ratio_prediction
     beside: Beside | None = None
+    asked = protocol or (Protocol() if energy is None else energy.protocol)
     note = ""
-    if promised is None:
+    if energy is None:
+        note = f"converted from {manifest.converted_from!r}: outputs only, energy not measured"
+    elif promised is None:
         note = "this is the reference itself: no energy ratio was promised, outputs only"
     elif here != there:
         note = f"other hardware ({here}; the promise is for {there}): outputs only, energy not measured"
     else:
         try:
-            beside, note = _measured(folder, manifest, program, inputs, asked, meter)
+            beside, note = _measured(folder, manifest, energy, program, inputs, asked, meter, native_code)
         except MeterError as error:
             note = f"energy not measured, outputs only: {error}"
     return Verification(
@@ -61,10 +66,12 @@ def check(folder: Path, protocol: Protocol | None, meter: Mapping[str, Any] | No
 def _measured(
     folder: Path,
     manifest: Manifest,
+    energy: Energy,
     program: Program,
     inputs: Any,
     protocol: Protocol,
     meter: Mapping[str, Any] | None,
+    native_code: bool,
 ) -> tuple[Beside | None, str]:
     """The program beside its reference; or None, and why that would be no answer to the promise.
 
@@ -73,7 +80,6 @@ def _measured(
     """
     from autogreen.meters import choose
 
-    energy = manifest.energy
     settings = dict(energy.meter if meter is None else meter)
     chosen = choose(manifest.recipe.device, settings.pop("name", "auto"), **settings)
     if chosen.tier != energy.tier:
@@ -83,7 +89,7 @@ def _measured(
             f"energy here is of another boundary ({chosen.boundary}; there: {energy.boundary}): outputs only, energy "
             "not measured. Give the meter the settings of the search."
         )
-    reference = load_reference(folder, manifest)
+    reference = load_reference(folder, manifest, native_code=native_code)
     assert energy.reference_items_per_call is not None, "a ratio needs it, and parsing has seen to that"
     beside, _ = measure_programs(
         program,
@@ -139,7 +145,7 @@ def _busy(beside: Beside, foreign_limit: float) -> str | None:
 
 def _answer(job: Any) -> dict[str, Any]:
     protocol = None if job["protocol"] is None else Protocol(**job["protocol"])
-    return check(Path(job["folder"]), protocol, job["meter"]).to_json()
+    return check(Path(job["folder"]), protocol, job["meter"], native_code=job["native_code"]).to_json()
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from autogreen.cli.app import app
-from autogreen.cli.printing import RUNS, Runs, print_json, protocol_changes
+from autogreen.cli.printing import RUNS, Runs, TrustNativeCode, print_json, protocol_changes
 from autogreen.errors import ConfigError
 from autogreen.outcome import EXIT_CODES
 
@@ -55,6 +55,7 @@ def promote(
     max_ratio: Annotated[float, typer.Option(help="Energy per item over the champion's that is not too much.")] = 1.0,
     max_loss: Annotated[float, typer.Option(help="Test quality that it may lose against the champion.")] = 0.0,
     protocol: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="Of measuring both.")] = None,
+    trust_native_code: TrustNativeCode = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     tracking: Tracking = None,
     runs: Runs = RUNS,
@@ -72,7 +73,8 @@ def promote(
     except ConfigError as error:
         raise typer.BadParameter(str(error)) from error
     uri = models.address(tracking, runs)
-    found = models.promote(model, uri=uri, terms=terms, protocol=protocol_changes(protocol))
+    changes = protocol_changes(protocol)
+    found = models.promote(model, uri=uri, terms=terms, protocol=changes, native_code=trust_native_code)
     if json:
         print_json(found.to_json())
     else:
@@ -81,7 +83,7 @@ def promote(
 
 
 @app.command()
-def verify(folder: Path) -> None:
+def verify(folder: Path, trust_native_code: TrustNativeCode = False) -> None:
     """Check a bundle's hashes, its outputs, and, on the same machine, its energy.
 
     Exit code 0: what was promised holds; 1: something does not; 3: not conclusive, the machine was busy; 4: files and
@@ -89,7 +91,7 @@ def verify(folder: Path) -> None:
     """
     from autogreen.bundle import verify as verify_bundle
 
-    found = verify_bundle(folder)
+    found = verify_bundle(folder, native_code=trust_native_code)
     print(found.summary())
     raise typer.Exit(EXIT_CODES[found.outcome])
 
@@ -100,6 +102,7 @@ def check(
     max_ratio: Annotated[float | None, typer.Option(help="Energy per item over the reference's, here.")] = None,
     min_quality: Annotated[float | None, typer.Option(help="Quality on the test split, by the manifest.")] = None,
     max_loss: Annotated[float | None, typer.Option(help="Of that quality, against the reference.")] = None,
+    trust_native_code: TrustNativeCode = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object, whatever comes of it.")] = False,
 ) -> None:
     """Hold a bundle to its promise and to limits, as in CI.
@@ -114,12 +117,28 @@ def check(
         limits = Limits(max_ratio=max_ratio, min_quality=min_quality, max_loss=max_loss)
     except ConfigError as error:
         raise typer.BadParameter(str(error)) from error
-    found = check_bundle(folder, limits)
+    found = check_bundle(folder, limits, native_code=trust_native_code)
     if json:
         print_json(found.to_json())
     else:
         print(found.summary())
     raise typer.Exit(EXIT_CODES[found.outcome])
+
+
+@app.command()
+def convert(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Of the eager or the inductor engine.")],
+    engine: Annotated[str, typer.Option(help="Whose format: aot, onnxruntime, eager, inductor.")],
+    to: Annotated[Path, typer.Option(help="Folder to write; must not exist.")],
+) -> None:
+    """Write the program of a bundle in another engine's format; its energy is then not measured."""
+    from autogreen.bundle import convert as convert_bundle
+
+    made = convert_bundle(bundle, engine=engine, to=to)
+    print(
+        f"{made.folder}: outputs differ by at most {made.difference:.2g} of their largest value (allowed: "
+        f"{made.tolerance:g}); energy not measured. Next: autogreen verify {made.folder}"
+    )
 
 
 def _register(bundle: Path, model: str, tracking: str | None, runs: Path) -> None:

@@ -38,7 +38,8 @@ CHALLENGER, CHAMPION = "challenger", "champion"
 MANIFEST, FILES = "autogreen.manifest_sha256", "autogreen.files_sha256"  # the tags that hold a version together
 TIMEOUT_S = 60.0  # of one request; an upload is one a file
 EXAMPLES = 2  # rows of the input example
-PACKAGES = ("mlflow", "numpy", "pydantic", "PyYAML", "safetensors", "torch", "torchao")  # what serving imports
+PACKAGES = ("mlflow", "numpy", "pydantic", "PyYAML", "safetensors", "torch", "torchao")  # what serving imports,
+OF_ENGINES = {"onnxruntime": ("onnx", "onnxruntime"), "transformers": ("transformers",)}  # and what these do beside it
 # What MLflow and Python add where a model was downloaded or run.
 ADDED = re.compile(r"registered_model_meta|(.*/)?__pycache__/.*")
 
@@ -119,7 +120,12 @@ def register(bundle: Path, model: str, *, uri: str) -> Version:
 
 
 def promote(
-    model: str, *, uri: str, terms: Terms | None = None, protocol: Mapping[str, Any] | None = None
+    model: str,
+    *,
+    uri: str,
+    terms: Terms | None = None,
+    protocol: Mapping[str, Any] | None = None,
+    native_code: bool = False,
 ) -> Promotion:
     """Measure the challenger here, beside the champion if there is one; move the alias if it may follow.
 
@@ -127,6 +133,7 @@ def promote(
 
     Args:
         protocol: settings to change of the comparison of both.
+        native_code: run machine code that came with them, where their format holds some.
 
     Raises:
         BundleError: what the registry holds was changed, or was not registered by autogreen.
@@ -143,7 +150,7 @@ def promote(
             challenger = _download(client, model, new, Path(scratch), uri)
             champion = None if old is None else _download(client, model, old, Path(scratch), uri)
         names = (f"challenger, version {new}", f"champion, version {old}")
-        found = succeed(challenger, champion, terms, names=names, protocol=protocol)
+        found = succeed(challenger, champion, terms, names=names, protocol=protocol, native_code=native_code)
     with server(uri) as client:
         if _aliases(client, model) != aliases:
             raise NotConclusiveError(f"the aliases of {model} were moved while it was measured. Promote again.")
@@ -248,6 +255,7 @@ def _packed(scratch: Path, bundle: Path, manifest: Manifest, logged: Any) -> Pat
 
     interface = Interface.of(bundle, manifest)
     shutil.copytree(bundle, scratch / "bundle")  # the folder's own name would become part of the model
+    packages = (*PACKAGES, *OF_ENGINES.get(manifest.recipe.engine, ()))
     place, identity = logged.artifact_location, logged.model_id
     mlflow.pyfunc.save_model(
         scratch / "model",
@@ -259,7 +267,7 @@ def _packed(scratch: Path, bundle: Path, manifest: Manifest, logged: Any) -> Pat
             outputs=Schema([_spec(slot) for slot in interface.outputs]),
         ),
         input_example=interface.examples(EXAMPLES),
-        pip_requirements=[f"{name}=={installed(name).partition('+')[0]}" for name in PACKAGES],
+        pip_requirements=[f"{name}=={installed(name).partition('+')[0]}" for name in packages],
         mlflow_model=Model(artifact_path=place, model_uuid=identity, model_id=identity),
     )
     for cache in (scratch / "model").rglob("__pycache__"):
@@ -277,6 +285,15 @@ def _spec(slot: Slot) -> Any:
 def _tags(manifest: Manifest) -> dict[str, str]:
     """What a version says about itself in the registry's list."""
     energy, recipe, test = manifest.energy, manifest.recipe, manifest.test
+    joules: dict[str, Any] = {"energy": f"not measured: converted from {manifest.converted_from}"}
+    if energy is not None:
+        joules = {
+            "tier": energy.tier,
+            "boundary": energy.boundary,
+            f"energy_per_{manifest.item}_j": energy.per_item_j,
+            "energy_ratio": energy.ratio,
+            "energy_ratio_promised": energy.ratio_prediction,
+        }
     told: dict[str, Any] = {
         "autogreen.study": manifest.study,
         "autogreen.key": manifest.key,
@@ -287,11 +304,7 @@ def _tags(manifest: Manifest) -> dict[str, str]:
         "engine": recipe.engine,
         "batch": recipe.batch,
         "threads": recipe.threads,
-        "tier": energy.tier,
-        "boundary": energy.boundary,
-        f"energy_per_{manifest.item}_j": energy.per_item_j,
-        "energy_ratio": energy.ratio,
-        "energy_ratio_promised": energy.ratio_prediction,
+        **joules,
         "quality_validation": manifest.validation.quality,
         "quality_loss_validation": manifest.validation.quality_loss,
         "quality_test": None if test is None else test.quality,
