@@ -102,6 +102,7 @@ def compare(
     runs: str | Path = "runs",
     protocol: Mapping[str, Any] | None = None,
     record: str | Path | None = None,
+    native_code: bool = False,
 ) -> "Comparison":
     """Measure two programs in turns, in one fresh process, and tell which takes less energy per item.
 
@@ -110,6 +111,7 @@ def compare(
         runs: folder that holds the studies.
         protocol: settings to change; else it is A's own, to ±1 % or one minute of windows.
         record: file to write every reading to.
+        native_code: run machine code that came with a bundle, where its format holds some.
 
     Raises:
         AutogreenError: says what, why and the next step.
@@ -117,4 +119,4 @@ def compare(
     from autogreen import comparison
 
     file = None if record is None else Path(record)
-    return comparison.compare(str(a), str(b), runs=Path(runs), changes=protocol, record=file)
+    return comparison.compare(str(a), str(b), runs=Path(runs), changes=protocol, record=file, native_code=native_code)

@@ -71,7 +71,8 @@ def _loaded(entrant: Entrant) -> tuple[Program, "Inputs"]:
                 f"the inputs kept with study {entrant.study!r} cannot be read ({type(error).__name__}: {error}). "
                 "Run its sweep again, or compare bundles."
             ) from error
-    program = opened(entrant.folder, entrant.recipe, str(entrant.hardware.get("torch")))
+    made_with = str(entrant.hardware.get("torch"))
+    program = opened(entrant.folder, entrant.recipe, made_with, native_code=entrant.native_code)
     try:
         program(*inputs[0], **inputs[1])
     except Exception as error:

@@ -168,6 +168,7 @@ def compare(
     runs: Path,
     changes: Mapping[str, Any] | None = None,
     record: Path | None = None,
+    native_code: bool = False,
     limit_s: float = LIMIT_S,
 ) -> Comparison:
     """Measure A beside B on this machine.
@@ -177,6 +178,7 @@ def compare(
         runs: folder that holds the studies.
         changes: of the protocol, which is else A's own, to ±1 % or one minute of windows.
         record: file to write every reading to, for `replay`.
+        native_code: run machine code that came with a bundle, where its format holds some.
         limit_s: seconds after which the process that measures is stopped.
 
     Raises:
@@ -184,7 +186,7 @@ def compare(
     """
     if record is not None:
         recording.check_new(record)
-    first, second = find(a, runs), find(b, runs)
+    first, second = find(a, runs, native_code=native_code), find(b, runs, native_code=native_code)
     _check_comparable(first, second)
     protocol = build(Protocol, {**asdict(patient(first.protocol)), **(changes or {})}, "protocol")
     told = ask(

@@ -26,10 +26,11 @@ def untouched(
 
 
 def runtimes(space: SearchSpace, anatomy: Anatomy, device: str) -> Iterator[Effect]:
-    """The uncompressed model in every engine, on a GPU with and without a CUDA graph, and with every compiler mode,
-    thread count and batch that the space lets a policy have."""
+    """The uncompressed model in PyTorch's own engines and in every other one that the space lets a policy have and that
+    runs here; on a GPU with and without a CUDA graph; with every compiler mode, thread count and batch of the space."""
+    engines = dict.fromkeys(("eager", "inductor", *space.options("runtime", "engine")))
     knobs = (
-        ENGINES,
+        [engine for engine in engines if ENGINES[engine].missing(device) is None],
         space.options("runtime", "mode") or ("default",),
         (False, True) if device.startswith("cuda") else (False,),
         space.options("parallelism", "threads") or (1,),

@@ -226,7 +226,10 @@ def _schemes(device: str) -> dict[str, str]:
 
     schemes = {}
     for scheme in SCHEMES:
-        reasons = {engine: missing_kernel(scheme, device=device, engine=engine) for engine in ENGINES}
+        reasons = {
+            engine: ENGINES[engine].missing(device) or missing_kernel(scheme, device=device, engine=engine)
+            for engine in ENGINES
+        }
         working = [engine for engine, reason in reasons.items() if reason is None]
         schemes[scheme] = f"engine: {', '.join(working)}" if working else str(next(iter(reasons.values())))
     return schemes

@@ -8,7 +8,7 @@ from typing import Any
 from autogreen.bundle.manifest import Manifest
 from autogreen.bundle.read import read
 from autogreen.engines import Recipe
-from autogreen.errors import ConfigError, StudyError
+from autogreen.errors import ConfigError, RefusedError, StudyError
 from autogreen.evaluation import Evaluation
 from autogreen.front import RULES, Front
 from autogreen.measurement import Protocol
@@ -25,7 +25,7 @@ class Entrant:
     name: as the user wrote it, and what it is in words. study, key: which policy it is. folder: of the artifact.
     bundle: the folder is a bundle; golden inputs then lie in it, else in the study's folder.
     item: what is counted; items: of one call. hardware: as `hardware.describe` gave it. tier, protocol, meter: of its
-    own measurement.
+    own measurement. native_code: the user trusts machine code that came with the bundle.
     """
 
     name: str
@@ -40,6 +40,7 @@ class Entrant:
     tier: Tier
     protocol: Protocol
     meter: dict[str, Any]
+    native_code: bool
 
     def to_json(self) -> dict[str, Any]:
         """Plain data that `from_json` turns back into an equal object."""
@@ -52,10 +53,14 @@ class Entrant:
         return cls(**{**data, **made, "protocol": Protocol(**data["protocol"])})
 
 
-def find(text: str, runs: Path) -> Entrant:
+def find(text: str, runs: Path, *, native_code: bool = False) -> Entrant:
     """A bundle by its folder, or STUDY:RULE: `baseline`, `plain`, a rule of `Front.pick`, or a policy's id.
 
+    Args:
+        native_code: machine code that came with a bundle may run; a study's own always does.
+
     Raises:
+        RefusedError: the bundle was only converted.
         ConfigError: neither a folder nor of that form, or the rule fits nothing.
         StudyError: no such study, or the artifact is gone.
         BundleError: the folder is no bundle, or was changed.
@@ -67,13 +72,18 @@ def find(text: str, runs: Path) -> Entrant:
         if not Path(text).exists():
             raise ConfigError(f"{text!r} is neither a folder nor of the form STUDY:RULE, for example digits:knee.")
         folder = Path(text).absolute()
-        return _of_bundle(text, folder, read(folder))
+        return _of_bundle(text, folder, read(folder), native_code)
     if not study or not rule:
         raise ConfigError(f"{text!r} is not of the form STUDY:RULE. Rules: baseline, plain, {', '.join(RULES)}.")
     return _of_study(text, Store.open(runs / study), rule)
 
 
-def _of_bundle(text: str, folder: Path, manifest: Manifest) -> Entrant:
+def _of_bundle(text: str, folder: Path, manifest: Manifest, native_code: bool) -> Entrant:
+    if manifest.energy is None:
+        raise RefusedError(
+            f"{text} was converted from {manifest.converted_from!r}: energy not measured, and no protocol to measure "
+            f"it by. Search with engine: {manifest.recipe.engine}, and compare what that finds."
+        )
     return Entrant(
         name=f"{text} ({manifest.key} of {manifest.study})",
         study=manifest.study,
@@ -87,6 +97,7 @@ def _of_bundle(text: str, folder: Path, manifest: Manifest) -> Entrant:
         tier=manifest.energy.tier,
         protocol=manifest.energy.protocol,
         meter=dict(manifest.energy.meter),
+        native_code=native_code,
     )
 
 
@@ -115,6 +126,7 @@ def _of_study(text: str, store: Store, rule: str) -> Entrant:
         tier=results.tier,
         protocol=Protocol(**results.experiment.get("protocol", {})),
         meter=dict(results.experiment.get("meter", {})),
+        native_code=True,  # made here, by this study
     )
 
 

@@ -24,7 +24,7 @@ from autogreen import floor, hardware, quality
 from autogreen.anatomy import survey
 from autogreen.billing import Watch
 from autogreen.compress import compress, lower, restore
-from autogreen.engines import ENGINES, Program, Recipe, profile
+from autogreen.engines import ENGINES, Program, Recipe, artifact_bytes, profile
 from autogreen.evaluation import Evaluation, Published, Request
 from autogreen.fidelity import Look, StopTraining, epochs
 from autogreen.kernels import Case, Kernels, keep, session
@@ -128,7 +128,7 @@ class Evaluator(Workbench):
                 lowered, layers = parts.get("quantization", {}), traced(trained, example)
                 sparse = parts.get("pruning", {}).get("n:m", ()) if self.setup.device.startswith("cuda") else ()
                 # what is sparse bounds nothing
-                planned = {**precisions(lowered, self.setup.device), **dict.fromkeys(sparse, "sparse")}
+                planned = {**precisions(lowered, self.setup.device, recipe.engine), **dict.fromkeys(sparse, "sparse")}
                 narrowest = 1.0 if sparse else narrowest_bytes(lowered)
                 work = floor.count(trained, example, planned, narrowest, rest(parts))
         except StopTraining as stop:
@@ -142,9 +142,9 @@ class Evaluator(Workbench):
                 program = self._build(parts, trained, example, recipe, partial, watch.check)
             with watch.phase("scoring"):
                 ran = profile.trace(program, example)
-                by_layer = check_kernels(lowered, layers, ran.products, self.setup.device)
+                by_layer = check_kernels(lowered, layers, ran.products, self.setup.device, recipe.engine)
                 scores = self._score(program, "validation")
-                size = sum(path.stat().st_size for path in partial.glob("model.*"))
+                size = artifact_bytes(partial)
                 found = Evaluation(
                     key=request.key,
                     effect=request.effect,
@@ -154,7 +154,7 @@ class Evaluator(Workbench):
                     quality=quality.mean(scores),
                     loss=None if reference is None else quality.loss(reference, scores),
                     size_bytes=size,
-                    memory_bytes=size + ran.peak_bytes,
+                    memory_bytes=None if ran.peak_bytes is None else size + ran.peak_bytes,
                     recipe=recipe,
                     kernels=ran.kernels,
                     layers=by_layer,
@@ -264,7 +264,8 @@ class Evaluator(Workbench):
         save_file(
             {name: leaf.contiguous() for name, leaf in trained.state_dict().items()}, folder / "weights.safetensors"
         )
-        ENGINES[recipe.engine].save(lower(parts, trained, self._context(example, 0, check)), example, folder)
+        context = replace(self._context(example, 0, check), engine=recipe.engine)
+        ENGINES[recipe.engine].save(lower(parts, trained, context), example, folder)
         (folder / "recipe.json").write_text(json.dumps(asdict(recipe)))
         check()
         program = Program(folder, recipe)

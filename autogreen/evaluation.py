@@ -52,7 +52,8 @@ class Evaluation:
     kernels: matrix kernels of one call, counted. layers: the one of them that ran each convolution and linear layer.
     work: FLOPs and bytes of one call, at least. times_above_floor: joules over the least that this work can cost on the
     device (see `floor`), 1 or more within the intervals; None where nothing bounds it.
-    size_bytes: the artifact's. memory_bytes: weights and the peak of what one call allocates.
+    size_bytes: the artifact's. memory_bytes: weights and the peak of what one call allocates; None where the engine
+    does not tell.
     rungs: its loss while it trained, where that was looked at. saved_j: by stopping it, about.
     seconds, joules: by phase. spent_j: all that this evaluation cost, training and compilers included.
     """

@@ -1,10 +1,12 @@
-"""The YAML edge: bounded text to plain data, plain data to frozen dataclasses. Everything is validated here, once.
+"""The edge: bounded YAML and JSON to plain data, plain data to frozen dataclasses. Everything is validated here, once.
 
-A document is at most 1 MB and holds plain scalars, lists and mappings: no tags (they construct objects), no anchors
-or aliases (a few hundred bytes of them expand to gigabytes), no duplicate keys (the last one would win silently).
+A document is at most 1 MB, nested at most 64 deep, and holds plain scalars, lists and mappings: no tags (they construct
+objects), no anchors or aliases (a few hundred bytes of them expand to gigabytes), no duplicate keys (the last one would
+win silently). JSON that came with a bundle or a study holds finite numbers, and whole ones of 64 bits.
 """
 
 import json
+import math
 import re
 from collections.abc import Hashable, Mapping
 from dataclasses import fields, is_dataclass
@@ -17,7 +19,7 @@ import yaml
 from autogreen.errors import ConfigError
 from autogreen.registry import nearest
 
-MAX_BYTES = 1_000_000
+MAX_BYTES, MAX_DEPTH = 1_000_000, 64
 
 T = TypeVar("T")
 
@@ -81,11 +83,68 @@ def parse_yaml(text: str, where: str) -> dict[str, Any]:
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise ConfigError(f"{where} is not valid YAML: {reason}") from None
+    _refuse_depth(data, where)
     if data is None:
         raise ConfigError(f"{where} is empty; it must hold a mapping (key: value).")
     if not isinstance(data, dict):
         raise ConfigError(f"{where} must hold a mapping (key: value), not {type(data).__name__}.")
     return data
+
+
+def parse_json(text: bytes, where: str) -> Any:
+    """Parse JSON that somebody else may have written; `where` names the source in errors.
+
+    Raises:
+        ConfigError: too long, not JSON, nested too deeply, a key twice, a number out of bounds, text that is none.
+    """
+    if len(text) > MAX_BYTES:
+        raise ConfigError(
+            f"{where} has more than {MAX_BYTES:,} bytes; nothing that autogreen writes there is that long."
+        )
+    try:
+        data = json.loads(
+            text.decode(), object_pairs_hook=_unique, parse_constant=_finite, parse_float=_finite, parse_int=_whole
+        )
+        json.dumps(data, ensure_ascii=False).encode()  # half a character can be written as an escape, and nowhere else
+    except (ValueError, RecursionError) as error:
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise ConfigError(f"{where} is not valid JSON: {reason}.") from None
+    _refuse_depth(data, where)
+    return data
+
+
+def _refuse_depth(data: Any, where: str) -> None:
+    level = [data]
+    for _ in range(MAX_DEPTH + 1):
+        level = [
+            inner
+            for part in level
+            for inner in (part.values() if isinstance(part, dict) else part if isinstance(part, list) else ())
+        ]
+        if not level:
+            return
+    raise ConfigError(f"{where} is nested too deeply: more than {MAX_DEPTH} levels.")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key stands twice")
+    return found
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is no finite number")
+    return value
+
+
+def _whole(text: str) -> int:
+    value = int(text)
+    if not -(2**63) <= value < 2**63:
+        raise ValueError(f"{text[:20]}... is a whole number of more than 64 bits")
+    return value
 
 
 def check_keys(mapping: Mapping[str, Any], allowed: tuple[str, ...], where: str) -> None:

@@ -25,6 +25,7 @@ from autogreen.evaluation import Evaluation, Published
 from autogreen.measurement import Interval
 from autogreen.policy import FORMAT
 from autogreen.results import Bill, Results, TrialResult
+from autogreen.schema import parse_json
 
 DIRECTIONS: tuple[Literal["maximize", "minimize"], ...] = (
     "maximize",
@@ -179,7 +180,8 @@ class Store:
 
         from autogreen.tasks.trees import unpack
 
-        shape = json.loads((self.folder / "golden.json").read_text())
+        path = self.folder / "golden.json"
+        shape = parse_json(path.read_bytes(), str(path))
         return unpack(shape, load_file(self.folder / "golden.safetensors"))
 
     def between(self, worse: str, better: str) -> Interval | None:

@@ -389,7 +389,7 @@ FILE = {"size_bytes": 1, "sha256": "0" * 64}
         (put(("files", "model.pt2"), {**FILE, "sha256": "x"}), "size or hash"),
         (put(("files", "model.pt2"), {**FILE, "size_bytes": -1}), "size or hash"),
         (put(("format",), 1), "format 1"),
-        (put(("format",), 2), "format 2; this autogreen reads 3"),
+        (put(("format",), 2), "format 2; this autogreen reads 4"),
         (put(("extra",), 1), "unknown key 'extra'"),
         (put(("energy", "extra"), 1), "unknown key 'extra'"),
         (put(("recipe", "extra"), 1), "unknown key 'extra'"),
@@ -559,8 +559,9 @@ def test_wrong_outputs_are_named_with_the_figures(copy: Path, tmp_path: Path) ->
 def test_a_broken_energy_promise_fails_with_the_figures(copy: Path) -> None:
     promised = {"mean": 0.02, "low": 0.01, "high": 0.03}
     seal(copy, lambda data: data["energy"].update(ratio=promised, ratio_prediction=promised))
-    with pytest.raises(BundleError, match=r"does not keep its promise.*promised were 0\.02.* 0\.01 to 0\.03"):
-        worker.check(copy, QUICK, None)
+    found = worker.check(copy, QUICK, None)
+    assert found.outcome == "broken"
+    assert re.search(r"does not keep its promise.*promised were 0\.02.* 0\.01 to 0\.03", found.told)
 
 
 def beside_others(of: int, loaded: int, **company: Any) -> Beside:
@@ -598,7 +599,7 @@ def test_a_promise_missed_on_a_busy_machine_proves_nothing(
         sys.modules["autogreen.bundle.verify"], "ask", lambda *args, **settings: json.loads(json.dumps(found.to_json()))
     )
     with pytest.raises(
-        NotConclusiveError, match=rf"^not conclusive: the machine was busy.*{told}.*outputs .* recorded"
+        NotConclusiveError, match=rf"copy: not conclusive: the machine was busy.*{told}.*outputs .* recorded"
     ):
         bundle.verify(copy)
 
@@ -608,15 +609,19 @@ def test_little_load_excuses_nothing(copy: Path, monkeypatch: pytest.MonkeyPatch
     beside = beside_others(8, loaded, foreign_busy_s=load)
     monkeypatch.setattr(worker, "measure_programs", lambda *args, **settings: (beside, ()))
     promised = seal(copy, put(("energy", "ratio_prediction"), {"mean": 0.5, "low": 0.4, "high": 0.6}))
-    with pytest.raises(BundleError, match="does not keep its promise"):
-        worker.check(promised, replace(QUICK, foreign_limit=0.25), None)
+    found = worker.check(promised, replace(QUICK, foreign_limit=0.25), None)
+    assert found.outcome == "broken" and found.busy is None
+    monkeypatch.setattr(sys.modules["autogreen.bundle.verify"], "ask", lambda *args, **settings: found.to_json())
+    with pytest.raises(BundleError, match=r"copy does not keep its promise"):
+        bundle.verify(promised)
 
 
 def test_a_promise_kept_on_a_busy_machine_is_kept(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     beside = beside_others(8, 8, foreign_busy_s=1.5)
     monkeypatch.setattr(worker, "measure_programs", lambda *args, **settings: (beside, ()))
     promised = seal(copy, put(("energy", "ratio_prediction"), {"mean": 0.1, "low": 0.05, "high": 0.2}))
-    assert worker.check(promised, QUICK, None).busy is None
+    found = worker.check(promised, QUICK, None)
+    assert found.busy is None and found.outcome == "kept"
 
 
 def test_wrong_outputs_fail_on_a_busy_machine_too(copy: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -647,6 +652,7 @@ def test_elsewhere_only_outputs_are_checked_and_that_is_said(
     found = worker.check(seal(copy, change), QUICK, None)
     assert found.ratio is None and note in found.notes[0] and "outputs only" in found.notes[0]
     assert found.difference <= found.tolerance and "note: " in found.summary()
+    assert found.outcome == ("kept" if found.promised is None else "unmeasured") and found.told in found.summary()
 
 
 def test_a_bundle_of_a_missing_device_says_so(copy: Path) -> None:
@@ -680,6 +686,14 @@ def test_a_stuck_or_dying_process_is_a_clear_message(
 
 
 # --- golden examples --------------------------------------------------------------------------------------------------
+
+
+def test_outputs_by_name_are_compared_whatever_their_order() -> None:
+    outputs = {"logits": torch.ones(2), "best": torch.zeros(2)}
+    shape, tensors = trees.pack(outputs, "output")
+    kept = json.loads(json.dumps(shape, sort_keys=True))  # as a manifest keeps it
+    assert golden.difference(trees.unpack(kept, tensors), outputs) == 0
+    assert golden.difference({"best": torch.ones(2), "logits": torch.ones(2)}, outputs) == 1
 
 
 def test_trees_make_a_round_trip() -> None:

@@ -73,7 +73,7 @@ def test_a_verification_that_proves_nothing_has_an_exit_code_of_its_own(monkeypa
     from autogreen import bundle, cli
     from autogreen.errors import NotConclusiveError
 
-    def busy(folder):
+    def busy(folder, **_):
         raise NotConclusiveError("not conclusive: the machine was busy.")
 
     monkeypatch.setattr(bundle, "verify", busy)

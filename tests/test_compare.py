@@ -223,7 +223,9 @@ def test_entrants_make_a_round_trip_to_the_other_process(place: Path, runs: Path
 def changed(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
     """B is as A but for the changes."""
     monkeypatch.setattr(
-        comparison, "find", lambda text, runs: replace(find("toy:baseline", runs), **(changes if text == "b" else {}))
+        comparison,
+        "find",
+        lambda text, runs, **_: replace(find("toy:baseline", runs), **(changes if text == "b" else {})),
     )
 
 

@@ -73,7 +73,9 @@ def test_a_scheme_stays_near_the_layers_it_replaces(net: nn.Module, x: Tensor, s
     assert float((found.float() - wanted).abs().max() / wanted.abs().max()) < ALLOWED[scheme]
 
 
-@pytest.mark.parametrize("runtime", [("eager", False), ("eager", True), ("inductor", False), ("inductor", True)])
+@pytest.mark.parametrize(
+    "runtime", [(engine, graph) for engine in ("eager", "inductor", "aot") for graph in (False, True)]
+)
 @pytest.mark.parametrize("scheme", GPU)
 def test_the_artifact_runs_the_kernel_that_the_table_names(
     net: nn.Module, x: Tensor, scheme: str, runtime: tuple[str, bool], tmp_path: Path
@@ -92,7 +94,7 @@ def test_the_artifact_runs_the_kernel_that_the_table_names(
     other = program(x.cpu()[:5] * 0.5)
     assert other.shape == (5, 512) and torch.isfinite(other).all()
     ran = profile.trace(program, ((x,), {})).products
-    by_layer = check_kernels({"up": scheme, "down": scheme}, layers(net, ((x,), {})), ran, "cuda:0")
+    by_layer = check_kernels({"up": scheme, "down": scheme}, layers(net, ((x,), {})), ran, "cuda:0", engine)
     road = road_of(scheme, "cuda:0")
     assert road and all(kernel.startswith(road.kernels) for kernel in by_layer.values()), by_layer
 

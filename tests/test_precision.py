@@ -123,10 +123,10 @@ def test_a_model_that_makes_float32_tensors_of_its_own_is_refused_by_name():
 
 
 def test_a_device_without_the_instructions_refuses_it(monkeypatch):
-    monkeypatch.setattr("autogreen.techniques.precision.missing_instructions", lambda dtype, device: f"no {dtype}")
+    monkeypatch.setattr("autogreen.techniques.precision.missing_kernel", lambda scheme, **where: f"no {scheme}")
     anatomy = survey(Attending(), ((X,), {}), ("precision", "quantization"))
     effect = SearchSpace.from_json({"precision": {"dtype": "bf16"}}).policy().effect(anatomy)
-    assert effect.refusal(anatomy, "cpu", 32) == "precision: no bfloat16"
+    assert effect.refusal(anatomy, "cpu", 32) == "precision: no bf16"
     plain = SearchSpace.from_json({"precision": {"dtype": "none"}}).policy().effect(anatomy)
     assert plain.refusal(anatomy, "cpu", 32) is None and "precision" not in plain.parts
 
@@ -174,7 +174,7 @@ def test_what_is_tried_by_hand_and_the_control_have_it_too(monkeypatch):
     }
     effect = SearchSpace.from_json({"runtime": {"engine": "inductor"}}).policy().effect(anatomy)
     baseline = Evaluation(key="b", effect=effect, start="baseline", seed=0, status="measured", quality=1.0)
-    monkeypatch.setattr("autogreen.techniques.precision.missing_instructions", lambda dtype, device: None)
+    monkeypatch.setattr("autogreen.techniques.precision.missing_kernel", lambda scheme, **where: None)
     asked = dict(controls_of(space, anatomy, baseline, "cpu"))
     parts = asked["half width from scratch, quantized"].effect.parts
     assert parts["precision"] == {"dtype": "bf16"} and parts["quantization"] == dict.fromkeys(("qkv", "out"), "w8a8")

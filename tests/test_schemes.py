@@ -12,7 +12,7 @@ from torch import nn
 
 from autogreen.anatomy import survey
 from autogreen.doctor import _schemes as told_by_doctor
-from autogreen.engines import Product
+from autogreen.engines import ENGINES, Product
 from autogreen.errors import ConfigError, RefusedError
 from autogreen.policy import Policy
 from autogreen.techniques import Target, Unit
@@ -188,8 +188,12 @@ def test_the_doctor_tells_of_every_scheme(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
     told = told_by_doctor("cpu")
     assert list(told) == list(SCHEMES)
-    assert told["none"] == "engine: eager, inductor" and told["w8a8"] == told["w8a8_static"] == "engine: inductor"
-    assert told["w8a16"] == "engine: eager, inductor" and "no kernel" in told["w4a16"] and "no kernel" in told["fp8"]
+    assert told["none"] == f"engine: {', '.join(ENGINES)}"
+    assert told["w8a8_static"] == "engine: inductor, aot, onnxruntime"
+    assert told["w8a8"] == "engine: inductor, aot, onnxruntime, transformers"
+    assert (
+        told["w8a16"] == "engine: eager, inductor, aot" and "no kernel" in told["w4a16"] and "no kernel" in told["fp8"]
+    )
 
 
 # --- training ---------------------------------------------------------------------------------------------------------

@@ -17,9 +17,9 @@ from autogreen.engines import ENGINES, Kernel, Recipe
 from autogreen.errors import BundleError, ConfigError
 from autogreen.measurement import Interval, Protocol
 from autogreen.meters import Tier
-from autogreen.schema import MAX_BYTES, build
+from autogreen.schema import build, parse_json
 
-FORMAT = 3  # 2 had recipes without compiler mode and CUDA graph, and did not tell items of a call or layers
+FORMAT = 4  # in 3 every bundle's energy was measured
 NAME = "manifest.json"
 DIGEST = "manifest_sha256"
 
@@ -103,9 +103,11 @@ class Versions:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """item: what is counted. hardware: as `hardware.describe` gave it. kernels: matrix kernels of one call, counted;
-    layers: the one of them that ran each convolution and linear layer. validation: what the search saw; test: judged
-    once when the front was published, or None. files: by path inside the bundle, with forward slashes."""
+    """item: what is counted. hardware: as `hardware.describe` gave it. converted_from: the engine in which it was
+    searched, where it was only converted since; energy is then None, layers are not told, and quality is that of the
+    program it was made from. kernels: matrix kernels of one call, counted; layers: the one of them that ran each
+    convolution and linear layer. validation: what the search saw; test: judged once when the front was published, or
+    None. files: by path inside the bundle, with forward slashes."""
 
     format: int
     study: str
@@ -116,11 +118,12 @@ class Manifest:
     hardware: dict[str, Any]
     versions: Versions
     recipe: Recipe
+    converted_from: str | None
     kernels: tuple[Kernel, ...]
     layers: dict[str, str]
     validation: Quality
     test: Quality | None
-    energy: Energy
+    energy: Energy | None
     golden: Golden
     files: dict[str, File]
 
@@ -154,12 +157,10 @@ def parse(text: bytes, where: str) -> Manifest:
     Raises:
         BundleError: too long, not JSON, changed, of another format, with unknown or missing keys or wrong types.
     """
-    if len(text) > MAX_BYTES:
-        raise BundleError(f"{where} has more than {MAX_BYTES:,} bytes; no export writes so much.")
     try:
-        data = json.loads(text.decode(), object_pairs_hook=_unique, parse_constant=_finite, parse_float=_finite)
-    except (ValueError, RecursionError) as error:
-        raise BundleError(f"{where} is not a manifest: {str(error) or 'it is nested too deeply'}.") from None
+        data = parse_json(text, where)
+    except ConfigError as error:
+        raise BundleError(f"{where} is not a manifest: {error}") from None
     if not isinstance(data, dict) or not isinstance(data.get("format"), int):
         raise BundleError(f"{where} is not a manifest: it states no format.")
     if data["format"] != FORMAT:
@@ -179,14 +180,16 @@ def parse(text: bytes, where: str) -> Manifest:
 
 def _check(manifest: Manifest, where: str) -> None:
     check_recipe(manifest.recipe, where)
-    if (manifest.energy.ratio is None) != (manifest.energy.ratio_prediction is None):
-        raise BundleError(f"{where}: a ratio needs a prediction interval, and the other way round.")
-    if (manifest.energy.ratio is None) != (manifest.energy.reference_items_per_call is None):
-        raise BundleError(f"{where}: a ratio needs the reference's items per call, and the other way round.")
-    if manifest.energy.items_per_call < 1 or (manifest.energy.reference_items_per_call or 1) < 1:
-        raise BundleError(f"{where}: a call has one item at least.")
+    if (manifest.energy is None) != (manifest.converted_from is not None):
+        raise BundleError(f"{where}: energy stands in every bundle but those that were only converted.")
+    if manifest.converted_from is not None and manifest.converted_from not in ENGINES:
+        raise BundleError(f"{where}: it was converted from {manifest.converted_from!r}, which is no engine.")
+    if manifest.energy is not None:
+        _check_energy(manifest.energy, where)
     if not 0 < manifest.golden.tolerance < 1 or manifest.golden.examples < 1:
         raise BundleError(f"{where}: golden examples need a tolerance in (0, 1) and one example at least.")
+    if len({name.casefold() for name in (*manifest.files, NAME)}) != len(manifest.files) + 1:
+        raise BundleError(f"{where} names two files that some disks take for one: their names differ in case alone.")
     for name, file in manifest.files.items():
         path = PurePosixPath(name)
         plain = name == str(path) and not path.is_absolute() and ".." not in path.parts and name not in (".", NAME)
@@ -194,6 +197,15 @@ def _check(manifest: Manifest, where: str) -> None:
             raise BundleError(f"{where} names the file {name!r}, which is no plain path inside the bundle.")
         if file.size_bytes < 0 or not re.fullmatch(r"[0-9a-f]{64}", file.sha256):
             raise BundleError(f"{where}: size or hash of {name!r} is none.")
+
+
+def _check_energy(energy: Energy, where: str) -> None:
+    if (energy.ratio is None) != (energy.ratio_prediction is None):
+        raise BundleError(f"{where}: a ratio needs a prediction interval, and the other way round.")
+    if (energy.ratio is None) != (energy.reference_items_per_call is None):
+        raise BundleError(f"{where}: a ratio needs the reference's items per call, and the other way round.")
+    if energy.items_per_call < 1 or (energy.reference_items_per_call or 1) < 1:
+        raise BundleError(f"{where}: a call has one item at least.")
 
 
 def check_recipe(recipe: Recipe, where: str) -> None:
@@ -210,17 +222,3 @@ def check_recipe(recipe: Recipe, where: str) -> None:
 
 def _text(data: Mapping[str, Any]) -> str:
     return json.dumps(data, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a key stands twice")
-    return found
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"{text} is no finite number")
-    return value

@@ -1,24 +1,22 @@
 """Read a bundle: everything is checked before anything is opened."""
 
 import hashlib
-import json
 import os
 import stat
 from pathlib import Path
 from typing import Any
 
 from autogreen.bundle.manifest import NAME, Manifest, check_recipe, parse
-from autogreen.engines import Program, Recipe
-from autogreen.engines.archive import refuse_code
+from autogreen.engines import ENGINES, Program, Recipe
 from autogreen.errors import AutogreenError, BundleError, ConfigError
-from autogreen.schema import MAX_BYTES, build
+from autogreen.schema import MAX_BYTES, build, parse_json
 
 REQUIRED = ("policy.yaml", "weights.safetensors", "golden.safetensors", "MODEL_CARD.md")
 REFERENCE = "reference"
 
 
 def read(folder: Path) -> Manifest:
-    """Check a bundle: manifest, names, sizes, hashes, no file more or less, no archive that runs code when loaded.
+    """Check a bundle: manifest, names, sizes, hashes, no file more or less, artifacts as their engines write them.
 
     Raises:
         BundleError: what is wrong, and with which file.
@@ -41,37 +39,41 @@ def read(folder: Path) -> Manifest:
                 raise BundleError(f"{folder / name} was changed after the export: its hash is not the manifest's.")
     except OSError as error:
         raise BundleError(f"{error.filename or folder} cannot be read: {error.strerror}.") from error
-    for name in manifest.files:
-        if name.endswith(".pt2"):
-            refuse_code(folder / name)
+    ENGINES[manifest.recipe.engine].inspect(folder)
+    if _has_reference(manifest):
+        ENGINES[_reference_recipe(folder).engine].inspect(folder / REFERENCE)
     return manifest
 
 
-def load(folder: Path) -> Program:
+def load(folder: Path, *, native_code: bool = False) -> Program:
     """Check a bundle and load its program: what was measured, for any number of examples, tensors on the CPU.
 
+    Args:
+        native_code: run machine code that came with the bundle, where its format holds some.
+
     Raises:
-        BundleError: the bundle is not what the manifest says, or cannot be loaded here.
+        BundleError: the bundle is not what the manifest says, cannot be loaded here, or holds machine code.
     """
     manifest = read(folder)
-    return opened(Path(folder), manifest.recipe, manifest.versions.torch)
+    return opened(Path(folder), manifest.recipe, manifest.versions.torch, native_code=native_code)
 
 
-def load_reference(folder: Path, manifest: Manifest) -> Program:
+def load_reference(folder: Path, manifest: Manifest, *, native_code: bool) -> Program:
     """Load what a checked bundle was measured beside."""
-    path = Path(folder) / REFERENCE / "recipe.json"
-    try:
-        recipe = build(Recipe, json.loads(path.read_text()), str(path))
-    except (OSError, ValueError, RecursionError, ConfigError) as error:
-        raise BundleError(f"{path} is not a recipe: {error}.") from error
-    check_recipe(recipe, str(path))
-    return opened(path.parent, recipe, manifest.versions.torch)
+    place = Path(folder) / REFERENCE
+    return opened(place, _reference_recipe(folder), manifest.versions.torch, native_code=native_code)
 
 
-def opened(folder: Path, recipe: Recipe, made_with: str) -> Program:
+def opened(folder: Path, recipe: Recipe, made_with: str, *, native_code: bool) -> Program:
     """Load an artifact; whatever goes wrong is told with the version of torch that it was made with."""
     import torch
 
+    if ENGINES[recipe.engine].native and not native_code:
+        raise BundleError(
+            f"{folder} is not loaded: its format {recipe.engine!r} runs {ENGINES[recipe.engine].executes}. Hashes tell "
+            "that nobody changed it since the export, not who exported it. Where you trust its source: "
+            "--trust-native-code, or native_code=True."
+        )
     if recipe.device.startswith("cuda") and not torch.cuda.is_available():
         raise BundleError(f"{folder} runs on {recipe.device!r}, and torch finds no such device here.")
     try:
@@ -108,6 +110,21 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _has_reference(manifest: Manifest) -> bool:
+    return manifest.energy is not None and manifest.energy.ratio is not None
+
+
+def _reference_recipe(folder: Path) -> Recipe:
+    path = Path(folder) / REFERENCE / "recipe.json"
+    try:
+        with path.open("rb") as file:
+            recipe = build(Recipe, parse_json(file.read(MAX_BYTES + 1), str(path)), str(path))
+    except (OSError, ConfigError) as error:
+        raise BundleError(f"{path} is not a recipe: {str(error).removesuffix('.')}.") from error
+    check_recipe(recipe, str(path))
+    return recipe
+
+
 def _files(folder: Path) -> dict[str, int]:
     """Sizes of all files by path inside the folder; links and devices are refused."""
     found: dict[str, int] = {}
@@ -127,7 +144,7 @@ def _files(folder: Path) -> dict[str, int]:
 
 
 def _check_names(folder: Path, manifest: Manifest, found: dict[str, int]) -> None:
-    wanted = {*REQUIRED, *((f"{REFERENCE}/recipe.json",) if manifest.energy.ratio else ())}
+    wanted = {*REQUIRED, *((f"{REFERENCE}/recipe.json",) if _has_reference(manifest) else ())}
     if unstated := sorted(wanted - manifest.files.keys()):
         raise BundleError(f"{folder / NAME} names no {', '.join(unstated)}; every bundle has it.")
     if missing := sorted(manifest.files.keys() - found.keys()):

@@ -8,6 +8,7 @@ from typing import Any
 from autogreen.bundle.read import read
 from autogreen.errors import BundleError, NotConclusiveError
 from autogreen.measurement import Interval, Protocol
+from autogreen.outcome import Outcome
 from autogreen.process import ask
 
 LIMIT_S = 600.0
@@ -15,7 +16,7 @@ LIMIT_S = 600.0
 
 @dataclass(frozen=True, kw_only=True)
 class Verification:
-    """What was checked, and held; whatever does not hold is a `BundleError`.
+    """What was checked: files and outputs hold; what came of the energy is its `outcome`.
 
     Attributes:
         study, key: which policy it is.
@@ -40,6 +41,35 @@ class Verification:
     busy: str | None
     notes: tuple[str, ...]
     warnings: tuple[str, ...]
+
+    @property
+    def outcome(self) -> Outcome:
+        """Of the promised energy; `kept` where none was promised."""
+        if self.promised is None:
+            return "kept"
+        if self.ratio is None:
+            return "unmeasured"
+        return "kept" if kept(self.ratio, self.promised) else "inconclusive" if self.busy else "broken"
+
+    @property
+    def told(self) -> str:
+        """What came of the energy, and the next step where one is wanted."""
+        if self.ratio is None or self.promised is None:
+            return ". ".join(self.notes)
+        found = f"{self.ratio.mean:.4g} of the reference's energy per item ({_ends(self.ratio)})"
+        promised = f"promised were {self.promised.mean:.4g}, and in a fresh measurement {_ends(self.promised)}"
+        if self.outcome == "inconclusive":
+            return (
+                f"not conclusive: the machine was busy. {self.busy} Files and outputs are as recorded; it came out at "
+                f"{found}, {promised}. Stop the other programs and verify again."
+            )
+        if self.outcome == "broken":
+            return (
+                f"does not keep its promise: measured here beside its reference, it takes {found}; {promised}. Quiet "
+                "the machine and verify again; if it stays, search again here."
+                + "".join(f" Warning: {warning}" for warning in self.warnings)
+            )
+        return f"it takes {found}; {promised}"
 
     def to_json(self) -> dict[str, Any]:
         """Plain data that `json.dumps` takes and `from_json` turns back into an equal object."""
@@ -70,23 +100,50 @@ class Verification:
 
 
 def verify(
-    folder: Path, *, protocol: Protocol | None = None, meter: Mapping[str, Any] | None = None, limit_s: float = LIMIT_S
+    folder: Path,
+    *,
+    protocol: Protocol | None = None,
+    meter: Mapping[str, Any] | None = None,
+    native_code: bool = False,
+    limit_s: float = LIMIT_S,
+) -> Verification:
+    """Hold a bundle to its promise on this machine: `examine`, where a promise that is missed is an error.
+
+    Raises:
+        BundleError: what does not hold, with the figures.
+        NotConclusiveError: the energy is outside the promise, and other programs ran in many of the windows.
+    """
+    found = examine(folder, protocol=protocol, meter=meter, native_code=native_code, limit_s=limit_s)
+    if found.outcome == "inconclusive":
+        raise NotConclusiveError(f"{folder}: {found.told}")
+    if found.outcome == "broken":
+        raise BundleError(f"{folder} {found.told}")
+    return found
+
+
+def examine(
+    folder: Path,
+    *,
+    protocol: Protocol | None = None,
+    meter: Mapping[str, Any] | None = None,
+    native_code: bool = False,
+    limit_s: float = LIMIT_S,
 ) -> Verification:
     """Check a bundle on this machine.
 
     1. manifest, names, sizes, hashes, archives, before anything is opened;
     2. in a fresh process: the program loads, and its golden outputs are as recorded;
-    3. there, on the hardware, tier and boundary of the manifest: its energy over the reference's, measured in turns, is
-       in the manifest's prediction interval. Elsewhere this is left out, and a note says so.
+    3. there, on the hardware, tier and boundary of the manifest: its energy over the reference's, measured in turns;
+       kept is a promise whose prediction interval that falls into. Elsewhere it is left out, and a note says so.
 
     Args:
         protocol: how long to measure; by default as many pairs as the promise rests on, which is what it is made for.
         meter: settings of the meter, `name` among them; by default those of the search.
+        native_code: run machine code that came with the bundle, where its format holds some.
         limit_s: seconds after which the fresh process is stopped.
 
     Raises:
-        BundleError: what does not hold, with the figures.
-        NotConclusiveError: the energy is outside the promise, and other programs ran in many of the windows.
+        BundleError: what does not hold of files and outputs.
     """
     folder = Path(folder).absolute()
     device = read(folder).recipe.device
@@ -94,6 +151,7 @@ def verify(
         "folder": str(folder),
         "protocol": None if protocol is None else asdict(protocol),
         "meter": None if meter is None else dict(meter),
+        "native_code": native_code,
     }
     found = ask(
         "autogreen.bundle.worker",
@@ -104,13 +162,13 @@ def verify(
         limit_s=limit_s,
         failure=BundleError,
     )
-    verified = Verification.from_json(found)
-    if verified.busy is not None:
-        assert verified.ratio is not None and verified.promised is not None, "busy is told of a measured ratio"
-        raise NotConclusiveError(
-            f"not conclusive: the machine was busy. {verified.busy} Files and outputs of {folder} are as recorded; its "
-            f"energy came out at {verified.ratio.mean:.4g} of the reference's ({verified.ratio.low:.4g} to "
-            f"{verified.ratio.high:.4g}), promised were {verified.promised.low:.4g} to {verified.promised.high:.4g}. "
-            "Stop the other programs and verify again."
-        )
-    return verified
+    return Verification.from_json(found)
+
+
+def kept(ratio: Interval, promised: Interval | None) -> bool:
+    """Whether a fresh measurement fell where it was promised to."""
+    return promised is None or promised.low <= ratio.mean <= promised.high
+
+
+def _ends(interval: Interval) -> str:
+    return f"{interval.low:.4g} to {interval.high:.4g}"

@@ -70,7 +70,7 @@ def export(
     for part in parts.values():
         if not (artifacts / part.key).is_dir():
             raise BundleError(f"the artifact {artifacts / part.key} is gone. Those on the front are kept: pick one.")
-    with _whole_or_nothing(Path(to)) as partial:
+    with whole_or_nothing(Path(to)) as partial:
         for name, part in parts.items():
             _copy(artifacts / part.key, partial / name, without="weights.safetensors" if name else "recipe.json")
         policy = yaml.safe_dump(_policy(evaluation, results), sort_keys=False, allow_unicode=True)
@@ -90,6 +90,7 @@ def export(
                 python=platform.python_version(),
             ),
             recipe=recipe,
+            converted_from=None,
             kernels=evaluation.kernels,
             layers=dict(evaluation.layers),
             validation=Quality(quality=evaluation.quality, quality_loss=evaluation.loss),
@@ -98,15 +99,19 @@ def export(
             golden=_record(partial, recipe, golden, max(batch, EXAMPLES), goldens.tolerance(evaluation.kernels)),
             files={},
         )
-        (partial / "MODEL_CARD.md").write_text(card(manifest), encoding="utf-8")
-        paths = sorted(path for path in partial.rglob("*") if path.is_file())
-        files = {
-            path.relative_to(partial).as_posix(): File(size_bytes=path.stat().st_size, sha256=sha256(path))
-            for path in paths
-        }
-        (partial / NAME).write_text(render(replace(manifest, files=files)), encoding="utf-8")
-        read(partial)  # what export writes, read takes
+        finish(partial, manifest)
     return Path(to)
+
+
+def finish(folder: Path, manifest: Manifest) -> None:
+    """Write the card and, over all files that are there, the manifest; what is written, `read` takes."""
+    (folder / "MODEL_CARD.md").write_text(card(manifest), encoding="utf-8")
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = {
+        path.relative_to(folder).as_posix(): File(size_bytes=path.stat().st_size, sha256=sha256(path)) for path in paths
+    }
+    (folder / NAME).write_text(render(replace(manifest, files=files)), encoding="utf-8")
+    read(folder)
 
 
 def _recipe(evaluation: Evaluation) -> Recipe:
@@ -177,7 +182,7 @@ def _record(folder: Path, recipe: Recipe, inputs: "Inputs", count: int, toleranc
     if rows(inputs) > count:
         inputs = cut(inputs, count)[0]
     args, kwargs = inputs
-    program = opened(folder, recipe, version("torch"))
+    program = opened(folder, recipe, version("torch"), native_code=True)  # made here, by this study
     try:
         outputs, again = program(*args, **kwargs), program(*args, **kwargs)
     except Exception as error:
@@ -201,11 +206,10 @@ def _record(folder: Path, recipe: Recipe, inputs: "Inputs", count: int, toleranc
 
 
 @contextmanager
-def _whole_or_nothing(to: Path) -> Iterator[Path]:
+def whole_or_nothing(to: Path) -> Iterator[Path]:
     """A new folder beside `to` that takes its name when all went well, and is removed when not."""
     try:
-        if to.is_symlink() or to.is_file() or (to.is_dir() and any(to.iterdir())):
-            raise BundleError(f"{to} exists and is not empty. Name a new folder, or remove this one first.")
+        refuse_taken(to)
         created = [parent for parent in to.absolute().parents if not parent.exists()]
         partial = to.absolute().parent / f".{to.absolute().name}.{os.getpid()}"
     except OSError as error:
@@ -222,6 +226,12 @@ def _whole_or_nothing(to: Path) -> Iterator[Path]:
         if isinstance(error, OSError):
             raise _failed(to, error) from error
         raise
+
+
+def refuse_taken(to: Path) -> None:
+    """Raise where a bundle cannot be written because something is there; asked early, where a bundle takes long."""
+    if to.is_symlink() or to.is_file() or (to.is_dir() and any(to.iterdir())):
+        raise BundleError(f"{to} exists and is not empty. Name a new folder, or remove this one first.")
 
 
 def _failed(to: Path, error: OSError) -> BundleError:

@@ -1,8 +1,8 @@
 """The command line: picks files and prints; it holds no knobs of its own. All of it is also plain Python.
 
-searching   sweep, measure
+searching   sweep, measure, apply
 looking     front, compare, ui
-shipping    export, verify
+shipping    export, verify, check, register, promote
 machine     kernels, doctor, list
 """
 
@@ -11,18 +11,19 @@ import sys
 from autogreen.cli import looking, machine, searching, shipping
 from autogreen.cli.app import app
 from autogreen.errors import AutogreenError, NotConclusiveError
+from autogreen.outcome import EXIT_CODES
 
 __all__ = ["app", "looking", "machine", "main", "searching", "shipping"]
 STOPPED = 130  # by Ctrl-C, as shells have it
-NOT_CONCLUSIVE = 3  # exit code of a verification that proved nothing, neither way
 
 
 def main() -> None:
-    """Entry point: one clear line on stderr for what users can mend; `--debug` shows the traceback."""
+    """Entry point: one clear line on stderr for what users can mend; `--debug` shows the traceback. Exit codes:
+    `autogreen.outcome`."""
     try:
         app()
     except NotConclusiveError as error:
-        _fail(str(error), NOT_CONCLUSIVE, kind="")
+        _fail(str(error), EXIT_CODES["inconclusive"], kind="")
     except AutogreenError as error:
         _fail(str(error))
     except OSError as error:

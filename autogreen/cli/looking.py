@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from autogreen.cli.app import app
-from autogreen.cli.printing import RUNS, Runs, print_json, protocol_changes, show
+from autogreen.cli.printing import RUNS, Runs, TrustNativeCode, print_json, protocol_changes, show
 from autogreen.errors import ConfigError
 
 
@@ -40,6 +40,7 @@ def compare(
     protocol: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="Change the protocol.")] = None,
     record: Annotated[Path | None, typer.Option(help="Write every reading to this file.")] = None,
     replay: Annotated[Path | None, typer.Option(help="Judge a recorded comparison again; measure nothing.")] = None,
+    trust_native_code: TrustNativeCode = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     runs: Runs = RUNS,
 ) -> None:
@@ -52,7 +53,7 @@ def compare(
     if replay is not None:
         found = comparison.replay(replay, changes)
     else:
-        found = comparison.compare(a, b, runs=runs, changes=changes, record=record)
+        found = comparison.compare(a, b, runs=runs, changes=changes, record=record, native_code=trust_native_code)
     if json:
         print_json(found.to_json())
     else:

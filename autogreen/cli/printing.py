@@ -11,6 +11,7 @@ import typer
 from autogreen.errors import ConfigError
 
 Runs = Annotated[Path, typer.Option(help="Folder that holds the studies.", envvar="AUTOGREEN_RUNS")]
+TrustNativeCode = Annotated[bool, typer.Option("--trust-native-code", help="Run machine code that came with a bundle.")]
 RUNS = Path("runs")
 
 

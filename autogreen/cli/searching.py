@@ -93,6 +93,35 @@ def remeasure(
     print(f"\nNext: autogreen export {to} --pick knee --to bundle && autogreen verify bundle")
 
 
+@app.command()
+def apply(
+    policy: Annotated[str, typer.Argument(metavar="POLICY", help="A policy.yaml, a bundle, or STUDY:RULE.")],
+    experiment: Annotated[Path, typer.Option(help="Whose task, workload and protocol.")],
+    to: Annotated[Path, typer.Option(help="Folder of the new bundle; must not exist.")],
+    weights: Annotated[Path | None, typer.Option(help="New weights of the same network, as safetensors.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key.")] = None,
+    runs: Runs = RUNS,
+) -> None:
+    """Apply a policy to new weights: train, measure beside their own reference, judge and export, as a sweep does."""
+    from autogreen import api
+    from autogreen import experiment as experiments
+    from autogreen.applying import applied, origin
+    from autogreen.bundle.write import refuse_taken
+    from autogreen.front import Front
+    from autogreen.store import Store
+    from autogreen.sweep import sweep as run
+
+    refuse_taken(to)
+    loaded = experiments.load(experiment, tuple(set_ or ()))
+    one = applied(origin(policy, runs), loaded, weights=weights, runs=runs)
+    folder = runs / one.name
+    follow(run(one, folder, runs / ".cache"), 1)
+    front = Front.of(Store.open(folder).results())
+    show(front)
+    api.export(front, pick="cheapest", to=to, runs=runs)
+    print(f"{to}: {one.name}. Next: autogreen check {to}")
+
+
 def _mirror(front: Any, folder: Path, uri: str | None) -> None:
     from autogreen.page import write_page
     from autogreen.tracking import sync

@@ -16,6 +16,7 @@ from autogreen.registry import Table, nearest
 if TYPE_CHECKING:
     from torch import nn
 
+    from autogreen.engines.profile import Trace
     from autogreen.tasks import Inputs
 
 ENGINES = Table(
@@ -23,6 +24,9 @@ ENGINES = Table(
     {
         "eager": "autogreen.engines.eager:Eager",
         "inductor": "autogreen.engines.inductor:Inductor",
+        "aot": "autogreen.engines.aot:Aot",
+        "onnxruntime": "autogreen.engines.onnxruntime:OnnxRuntime",
+        "transformers": "autogreen.engines.transformers:Transformers",
     },
 )
 
@@ -76,7 +80,9 @@ class Runtime:
 
     @staticmethod
     def refusal(effect: Mapping[str, Any], device: str) -> str | None:
-        """Why no engine runs so on the device, or None."""
+        """Why it does not run so on the device, or None."""
+        if missing := ENGINES[effect["engine"]].missing(device):
+            return f"engine {effect['engine']!r}: {missing}"
         if effect.get("cuda_graph") and not device.startswith("cuda"):
             return f"cuda_graph: {device!r} is no NVIDIA GPU, and only those replay graphs"
         return None
@@ -117,32 +123,71 @@ class Product:
 
 
 class Engine(Protocol):
-    """Contract of the family; members are stateless."""
+    """Contract of the family; members are stateless.
+
+    executes: what loading an artifact runs, in words. native: that is machine code, which cannot be looked through.
+    """
+
+    executes: ClassVar[str]
+    native: ClassVar[bool]
+
+    @staticmethod
+    def missing(device: str) -> str | None:
+        """Why it does not run on this device of this machine, or None."""
+        ...
 
     @staticmethod
     def save(model: "nn.Module", example: "Inputs", folder: Path) -> None:
-        """Write the artifact. `example` fixes the batch size.
+        """Write the artifact, `model.*` in the folder. `example` fixes the batch size.
 
         Raises:
-            RefusedError: this engine cannot carry the model.
+            RefusedError: this engine cannot carry the model; which part, and why.
+        """
+        ...
+
+    @staticmethod
+    def inspect(folder: Path) -> None:
+        """Look through an artifact without loading it.
+
+        Raises:
+            BundleError: it is missing or damaged, or holds what this engine never writes.
         """
         ...
 
     @staticmethod
     def load(folder: Path, recipe: Recipe) -> Callable[..., Any]:
-        """Return a callable with the model's signature, for batches of exactly the recipe's size."""
+        """Inspect it, and return a callable with the model's signature, for batches of exactly the recipe's size.
+
+        Raises:
+            BundleError: as `inspect`, or it was made for another recipe.
+        """
         ...
+
+    @staticmethod
+    def trace(program: "Program", inputs: "Inputs") -> "Trace":
+        """Which matrix kernels one call of a warm program really runs.
+
+        Raises:
+            RefusedError: that cannot be shown.
+        """
+        ...
+
+
+def artifact_bytes(folder: Path) -> int:
+    """Size of what an engine wrote, files and folders named `model.*`."""
+    found = [file for path in folder.glob("model.*") for file in (path, *path.rglob("*"))]
+    return sum(file.stat().st_size for file in found if file.is_file())
 
 
 class Program:
     """A loaded artifact under its recipe; takes any number of examples.
 
     Examples run in batches of the recipe's size, the last one filled up, as a server with a fixed batch does. Tensors
-    go in and come out on the CPU.
+    go in and come out on the CPU. folder: where the artifact lies.
     """
 
     def __init__(self, folder: Path, recipe: Recipe) -> None:
-        self.recipe = recipe
+        self.folder, self.recipe = folder, recipe
         self._set_threads()  # before loading: compilers write the number of threads into their code
         self._graph: Any = None
         self._run = ENGINES[recipe.engine].load(folder, recipe)

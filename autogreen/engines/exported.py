@@ -17,6 +17,7 @@ from autogreen.errors import BundleError, RefusedError
 from autogreen.tasks import Inputs, plain
 
 FILE = "model.pt2"
+EXECUTES = "a graph of PyTorch's registered operators"
 
 
 def export(model: nn.Module, example: Inputs) -> torch.export.ExportedProgram:
@@ -69,14 +70,31 @@ def load(folder: Path, device: str) -> nn.Module:
     Raises:
         BundleError: the archive is missing or damaged, or would run code when loaded.
     """
+    module: nn.Module = program(folder).module()
+    return module.to(device)
+
+
+def program(folder: Path) -> torch.export.ExportedProgram:
+    """Load the program as it was exported.
+
+    Raises:
+        BundleError: the archive is missing or damaged, or would run code when loaded.
+    """
     import torchao.quantization.pt2e.quantize_pt2e  # noqa: F401 - registers the operators that int8 programs call
 
+    inspect(folder)
+    return torch.export.load(folder / FILE)
+
+
+def inspect(folder: Path) -> None:
+    """Look through the archive without loading it.
+
+    Raises:
+        BundleError: it is missing or damaged, or would run code when loaded.
+    """
     if not (folder / FILE).is_file():
         raise BundleError(f"{folder / FILE} is missing.")
     refuse_code(folder / FILE)
-    program = torch.export.load(folder / FILE)
-    module: nn.Module = program.module()
-    return module.to(device)
 
 
 def _return_plain(model: nn.Module) -> None:

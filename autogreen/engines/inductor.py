@@ -2,13 +2,13 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch._inductor.config
 from torch import nn
 
-from autogreen.engines import Recipe, exported
+from autogreen.engines import Recipe, exported, profile
 from autogreen.tasks import Inputs
 
 
@@ -20,6 +20,15 @@ class Inductor:
 
     Source: Ansel et al., PyTorch 2, ASPLOS 2024.
     """
+
+    executes: ClassVar[str] = f"{exported.EXECUTES}, compiled to native code on this machine"
+    native: ClassVar[bool] = False
+    inspect = staticmethod(exported.inspect)
+    trace = staticmethod(profile.operators)
+
+    @staticmethod
+    def missing(device: str) -> str | None:
+        return None
 
     @staticmethod
     def save(model: nn.Module, example: Inputs, folder: Path) -> None:

@@ -2,13 +2,14 @@
 
 import math
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from autogreen.engines import Kernel, Precision, Product, Program
+from autogreen.engines import ENGINES, Kernel, Precision, Product, Program
 from autogreen.tasks import Inputs
 
 # The operators that end in a matrix kernel (their wrappers, aten::conv2d and aten::linear, would count twice), and the
@@ -47,10 +48,11 @@ PRECISIONS: dict[str, Precision] = {"c10::BFloat16": "bfloat16", "c10::Half": "f
 
 @dataclass(frozen=True, kw_only=True)
 class Trace:
-    """Of one call. products: its matrix products, in the order in which they ran. peak_bytes: of what it allocates."""
+    """Of one call. products: its matrix products, in the order in which they ran. peak_bytes: of what it allocates;
+    None where the engine does not tell."""
 
     products: tuple[Product, ...]
-    peak_bytes: int
+    peak_bytes: int | None
 
     @property
     def kernels(self) -> tuple[Kernel, ...]:
@@ -70,35 +72,49 @@ class Trace:
 
 
 def trace(program: Program, inputs: Inputs) -> Trace:
-    """Profile one call of a warm program, launched kernel by kernel."""
+    """What one call of a warm program runs, launched kernel by kernel, told by its engine.
+
+    Raises:
+        RefusedError: the engine cannot show which kernels ran.
+    """
+    found: Trace = ENGINES[program.recipe.engine].trace(program, inputs)
+    return found
+
+
+def operators(program: Program, inputs: Inputs) -> Trace:
+    """For engines whose kernels are operators that PyTorch's profiler sees."""
+    events = recorded(program, inputs)
+    products = []
+    for event in events:
+        if (name := event.name()).startswith(KERNELS):
+            shapes, values = _arguments(event)
+            dtype = next((kind for kind in event.dtypes() if kind), "float")
+            kind = precision(name, PRECISIONS.get(dtype, "float32"))
+            products.append(Product(name=name, precision=kind, macs=macs(name, shapes, values)))
+    return Trace(products=tuple(products), peak_bytes=peak_bytes(events))
+
+
+def recorded(program: Program, inputs: Inputs) -> Any:
+    """The profiler's events of one call, with types of inputs, in any release."""
     activities = [ProfilerActivity.CPU]
-    with profile(activities=activities, record_shapes=True, profile_memory=True) as recorded:
+    with profile(activities=activities, record_shapes=True, profile_memory=True) as found:
         program.launch(*inputs)
-    events: Any = recorded.profiler.kineto_results.events()  # types of inputs, in any release
-    products = (
-        Product(name=event.name(), precision=_precision(event), macs=_macs(event))
-        for event in events
-        if event.name().startswith(KERNELS)
-    )
-    return Trace(products=tuple(products), peak_bytes=_peak_bytes(events))
+    return found.profiler.kineto_results.events()
 
 
-def _precision(event: Any) -> Precision:
-    name = event.name()
+def precision(name: str, first: Precision) -> Precision:
+    """What an operator multiplies in. first: the type of its first argument."""
     if name.startswith("onednn::q") or name.endswith("_int_mm"):
         return "int8"
     if name.endswith("_scaled_mm"):
         return "float8"
     if name.endswith("_weight_int8pack_mm"):
         return "float32"  # it widens both factors, on either device
-    first = next((kind for kind in event.dtypes() if kind), "float")
-    return PRECISIONS.get(first, "float32")
+    return first
 
 
-def _macs(event: Any) -> int:
-    """Multiply-accumulates by the shapes of the operator's arguments; 0 where they are not told."""
-    shapes, values = _arguments(event)
-    name = event.name()
+def macs(name: str, shapes: Mapping[str, Sequence[int]], values: Mapping[str, Any]) -> int:
+    """Multiply-accumulates by the shapes of an operator's arguments, by name; 0 where they are not told."""
     try:
         if name.startswith(ATTENTION):
             query, key, value = shapes["query"], shapes["key"], shapes["value"]
@@ -113,7 +129,7 @@ def _macs(event: Any) -> int:
         return 0
 
 
-def _placed(sides: list[int], kernel: list[int], values: dict[str, Any]) -> list[int]:
+def _placed(sides: Sequence[int], kernel: Sequence[int], values: Mapping[str, Any]) -> list[int]:
     """The sides of what a convolution makes."""
 
     def each(name: str, missing: int) -> list[int]:
@@ -137,7 +153,8 @@ def _arguments(event: Any) -> tuple[dict[str, list[int]], dict[str, Any]]:
     return {}, {}
 
 
-def _peak_bytes(events: Any) -> int:
+def peak_bytes(events: Any) -> int:
+    """The most that one call holds at once, of what it allocates."""
     held, peak = 0, 0
     for event in events:
         if event.name() == "[memory]":

@@ -1,6 +1,5 @@
 """From what a user writes to cases: everything is refused here, before anything is measured."""
 
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -8,13 +7,12 @@ from typing import Any
 
 from autogreen.anatomy import Anatomy
 from autogreen.errors import ConfigError
-from autogreen.executors import EXECUTORS, Executor, Job
 from autogreen.experiment import Experiment, load, pick_device
 from autogreen.kernels import PLAIN, Case, session
 from autogreen.kernels.cases import cases_in, cases_of, rows_of, schemes_asked, shape_of
 from autogreen.measurement import Protocol
+from autogreen.preview import prepared
 from autogreen.schema import build
-from autogreen.workbench import Setup
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,31 +73,12 @@ def _of_model(
     batches = [fixed] if fixed else [size for size in experiment.space.options("parallelism", "batch") if size]
     if not batches and not rows:
         raise ConfigError(f"{experiment.name} leaves the batch open: name the rows that are asked (--rows 1,32).")
-    folder = runs / f".{experiment.name}-kernels"
-    folder.mkdir(parents=True, exist_ok=True)
-    setup = Setup(
-        task=experiment.task,
-        workload=experiment.workload,
-        protocol=experiment.protocol,
-        device=experiment.device,
-        folder=folder.absolute(),
-        cache=(runs / ".cache").absolute(),
-        meter=experiment.meter,
-    )
-    executor: Executor = EXECUTORS[experiment.executor](setup)
-    try:
-        executor.submit(Job(call="prepare", arguments={"sections": ("quantization",)}))
-        done = executor.next_done()
-    finally:
-        executor.close()
-        shutil.rmtree(folder, ignore_errors=True)
-    if done.error is not None:
-        raise done.error
-    anatomy = Anatomy.from_json(done.value["anatomy"])
+    found = prepared(experiment, ("quantization",), runs)
+    anatomy = Anatomy.from_json(found["anatomy"])
     cases, notes = cases_in(anatomy, batches, rows, schemes)
     if not cases:
         raise ConfigError(f"{anatomy.model} has no layer that a scheme could treat; name shapes with --shape.")
     plain = PLAIN[experiment.device.partition(":")[0]]
-    if done.value["dtype"] != plain:
-        notes = (*notes, f"the model is {done.value['dtype']}; here its layers are held against plain {plain} ones")
+    if found["dtype"] != plain:
+        notes = (*notes, f"the model is {found['dtype']}; here its layers are held against plain {plain} ones")
     return cases, notes

@@ -22,7 +22,8 @@ def pack(tree: Any, name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if tree is None or type(tree) in (bool, int, float, str):
         return {"value": tree}, {}
     if isinstance(tree, Mapping) and all(type(key) is str for key in tree):
-        parts = {key: pack(value, f"{name}.{place}") for place, (key, value) in enumerate(tree.items())}
+        # places by sorted keys: JSON gives them back in that order, and both must have the same names
+        parts = {key: pack(tree[key], f"{name}.{place}") for place, key in enumerate(sorted(tree))}
         shape: dict[str, Any] = {"dict": {key: part for key, (part, _) in parts.items()}}
         return shape, _merged(tensors for _, tensors in parts.values())
     if type(tree) in (tuple, list):

@@ -81,6 +81,7 @@ class Context:
     teacher: "nn.Module"
     check: Callable[[], None]
     cache: dict[str, Any]  # lives as long as the worker: teacher logits, for one
+    engine: str = "inductor"  # what the model is lowered for
     look: "Callable[[nn.Module, int], None]" = unseen
 
 

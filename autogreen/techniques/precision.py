@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from autogreen.engines import Precision as EnginePrecision
 from autogreen.errors import RefusedError
 from autogreen.techniques import Context, Target, Technique, Unit
-from autogreen.techniques.quantization.schemes import DTYPES, missing_instructions
+from autogreen.techniques.quantization.schemes import DTYPES, TORCHAO, missing_instructions, missing_kernel
 
 if TYPE_CHECKING:
     from torch import nn
@@ -43,7 +43,11 @@ class Precision(Technique):
 
     @classmethod
     def refusal(cls, effect: Mapping[str, str], units: Sequence[Unit], target: Target) -> str | None:
-        return missing_instructions(DTYPES[effect["dtype"]], target.device) if effect else None
+        if not effect:
+            return None
+        if target.engine == TORCHAO:  # whose checkpoints have one type, though no layer of another
+            return missing_instructions(DTYPES[effect["dtype"]], target.device)
+        return missing_kernel(effect["dtype"], device=target.device, engine=target.engine)
 
     @classmethod
     def lower(cls, effect: Mapping[str, str], model: "nn.Module", context: Context) -> "nn.Module":

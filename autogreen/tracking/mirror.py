@@ -35,9 +35,14 @@ def identity(front: Front) -> str:
 def experiment_name(front: Front) -> str:
     """Task, workload and hardware: what must agree before sweeps may be compared."""
     results = front.results
-    workload = " ".join(str(value) for value in results.workload.values() if value is not None)
-    machine = hardware.name(dict(results.hardware)) if results.hardware else "unknown hardware"
-    return cut(f"{results.task} · {workload} · {machine}", 400)
+    return experiment_title(results.task, results.workload, results.hardware)
+
+
+def experiment_title(task: str, workload: Mapping[str, Any], machine: Mapping[str, Any]) -> str:
+    """The same from its parts, which a bundle's manifest states too."""
+    told = " ".join(str(value) for value in workload.values() if value is not None)
+    where = hardware.name(dict(machine)) if machine else "unknown hardware"
+    return cut(f"{task} · {told} · {where}", 400)
 
 
 @dataclass(frozen=True, kw_only=True)

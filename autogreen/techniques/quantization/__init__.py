@@ -12,6 +12,7 @@ from autogreen.techniques import Context, Target, Technique, Unit, assign
 from autogreen.techniques.quantization.schemes import (
     OBSERVER,
     SCHEMES,
+    TORCHAO,
     Observer,
     Treatment,
     misfit,
@@ -204,11 +205,15 @@ class Quantization(Technique):
         from autogreen.techniques.quantization.folding import fold_batch_norm
         from autogreen.techniques.quantization.graph import to_int8
 
-        target = Target(device=context.device, engine="", batch=rows(context.example))
+        target = Target(device=context.device, engine=context.engine, batch=rows(context.example))
         for unit in cls.units(model, context.example):
             for layer in set(unit.members) & set(treatments):
                 if reason := misfit(scheme := treatments[layer].scheme, unit, target):
                     raise RefusedError(f"quantization: scheme {scheme!r} for {layer}: {reason}")
+        if context.engine == TORCHAO:
+            from autogreen.techniques.quantization.planned import Planned
+
+            return Planned(model, {name: one.scheme for name, one in treatments.items()})
         fold_batch_norm(model, context.example)
         on_gpu = context.device.startswith("cuda")
         in_graph = {} if on_gpu else {name: one for name, one in treatments.items() if one.scheme.startswith("w8a8")}

@@ -12,12 +12,16 @@ from autogreen.techniques import Context
 from autogreen.techniques.quantization.numerics import EPS, Ranges, activation_grid, run_calibration
 from autogreen.techniques.quantization.schemes import Treatment
 
-LAYERS = (torch.ops.aten.linear.default, torch.ops.aten.conv2d.default, torch.ops.aten.conv2d.padding)
+CONVOLUTIONS = (torch.ops.aten.conv2d.default, torch.ops.aten.conv2d.padding)
+LAYERS = (torch.ops.aten.linear.default, *CONVOLUTIONS)
 
 
 def to_int8(model: nn.Module, treatments: Mapping[str, Treatment], context: Context) -> nn.Module:
     """Return the model as a graph, at the example's batch size, whose named layers compute in int8 once compiled:
     weights symmetric per output channel, activations affine per tensor.
+
+    onnxruntime's kernel of a convolution gives int8: its result (after a rectifier that alone reads it) is rounded too,
+    to a range seen in calibration, and whoever reads it reads that.
 
     Source: PyTorch 2 Export quantization (docs.pytorch.org/ao). Its own quantizer for x86 takes calibrated or dynamic
     ranges in one model, never both; the operators that inductor lowers do not mind.
@@ -44,7 +48,7 @@ def to_int8(model: nn.Module, treatments: Mapping[str, Treatment], context: Cont
         )
 
     try:
-        prepared = prepare_pt2e(graph, _quantizer(treatments))
+        prepared = prepare_pt2e(graph, _quantizer(treatments, results=context.engine == "onnxruntime"))
     except Exception as error:
         raise refused(error) from error
     if any(treatment.scheme == "w8a8_static" for treatment in treatments.values()):
@@ -69,9 +73,22 @@ def _layer(node: Any) -> str:
     return str([*stack.values()][-1][0]) if stack else ""
 
 
-def _quantizer(treatments: Mapping[str, Treatment]) -> Any:
+def _result(node: Any) -> Any:
+    """What a convolution gives: itself, or the rectifier that alone reads it."""
+    readers = [*node.users]
+    rectified = len(readers) == 1 and readers[0].target in (torch.ops.aten.relu.default, torch.ops.aten.relu_.default)
+    return readers[0] if rectified else node
+
+
+def _quantizer(treatments: Mapping[str, Treatment], *, results: bool) -> Any:
+    """results: those of convolutions are rounded as well."""
     from torchao.quantization.pt2e.observer import PerChannelMinMaxObserver, PlaceholderObserver
-    from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, QuantizationSpec, Quantizer
+    from torchao.quantization.pt2e.quantizer import (
+        QuantizationAnnotation,
+        QuantizationSpec,
+        Quantizer,
+        SharedQuantizationSpec,
+    )
 
     bits, _ = activation_grid("cpu")
     weights = QuantizationSpec(
@@ -97,12 +114,22 @@ def _quantizer(treatments: Mapping[str, Treatment]) -> Any:
 
     class Named(Quantizer):  # type: ignore[misc]
         def annotate(self, model: Any) -> Any:
+            rounded = set()
             for node in model.graph.nodes:
                 if node.target in LAYERS and (name := _layer(node)) in treatments:
-                    specs = {node.args[0]: activations(name), node.args[1]: weights}
+                    source = node.args[0]
+                    seen = SharedQuantizationSpec(source) if source in rounded else activations(name)
+                    specs = {source: seen, node.args[1]: weights}
                     node.meta["quantization_annotation"] = QuantizationAnnotation(
                         input_qspec_map=specs, _annotated=True
                     )
+                    if results and node.target in CONVOLUTIONS:
+                        result = _result(node)
+                        about = result.meta.setdefault(
+                            "quantization_annotation", QuantizationAnnotation(_annotated=True)
+                        )
+                        about.output_qspec = activations(name)
+                        rounded.add(result)
             return model
 
         def validate(self, model: Any) -> None:

@@ -4,21 +4,23 @@
     fp16         float16                        float16                       AVX-512 FP16, AMX     all
     bf16         bfloat16                       bfloat16                      AVX-512 BF16, AMX     8.0 and later
     fp8          float8 e4m3, a scale a channel float8 e4m3, a scale a row    -                     linear; 8.9
-    w8a8         int8, a scale a channel        int8, ranges of the call      linear, inductor      linear; 8.0, 17 rows
-    w8a8_static  int8, a scale a channel        int8, calibrated ranges       all, inductor         linear; 8.0, 17 rows
+    w8a8         int8, a scale a channel        int8, ranges of the call      linear, compiled      linear; 8.0, 17 rows
+    w8a8_static  int8, a scale a channel        int8, calibrated ranges       all, compiled         linear; 8.0, 17 rows
     w8a16        int8, a scale a channel        16 bits                       linear                linear
     w4a16        int4, groups of 128 inputs     bfloat16                      -                     linear; 8.0
 
 w8a8 = 8-bit weights and 8-bit activations. A scheme without a road to a real kernel is refused: simulated low precision
 saves nothing and is never scored.
 
-On x86 the inductor engine turns quantize -> dequantize -> product into one oneDNN operator (`onednn::qlinear`,
+On x86 the inductor and aot engines turn quantize -> dequantize -> product into one oneDNN operator (`onednn::qlinear`,
 `onednn::qconv`), for ranges that are calibrated and, of linear layers, for ranges taken from the values at hand; both
-may stand in one model. Any other engine interprets the three steps: simulated. AVX2 is enough for int8 products; with
+may stand in one model. onnxruntime has kernels of its own for the same graph; that of convolutions also gives int8, so
+their results are rounded there, to calibrated ranges. The transformers engine has torchao's layers: int8 and float8
+with ranges of the call. The eager engine interprets the three steps: simulated. AVX2 is enough for int8 products; with
 VNNI or AMX they are summed in 32 bits at once, without they keep to 7 bits of activations. `_weight_int8pack_mm` widens
-both factors and multiplies in float32, on every engine; on bfloat16 activations it is vectorised (AVX2, AVX-512), reads
-16 inputs at a time and beyond the end of a row that 16 does not divide: such layers are refused. There it needs none
-of the instructions for bfloat16.
+both factors and multiplies in float32, in every engine of PyTorch's operators; on bfloat16 activations it is vectorised
+(AVX2, AVX-512), reads 16 inputs at a time and beyond the end of a row that 16 does not divide: such layers are refused.
+There it needs none of the instructions for bfloat16.
 """
 
 from collections import Counter
@@ -33,6 +35,9 @@ from autogreen.techniques import Target, Unit
 if TYPE_CHECKING:
     from autogreen.techniques.trace import Layer
 
+COMPILED = ("inductor", "aot")
+OPERATORS = ("eager", *COMPILED)  # engines that run a graph of PyTorch's operators
+TORCHAO = "transformers"  # the engine whose layers are torchao's own
 Observer = Literal["minmax", "percentile", "mse"]
 OBSERVER: Observer = "mse"  # where a rule names none
 
@@ -40,16 +45,16 @@ OBSERVER: Observer = "mse"  # where a rule names none
 @dataclass(frozen=True, kw_only=True)
 class Road:
     """One real kernel. kernels: how its operator's name begins in a profile. precision: the data type in which it
-    multiplies. engines: where it is real; everywhere by default. kinds: of layers. rows: the matrix product has at
-    least so many. inputs, width: of the layer, are multiples of these. compiled_width: under inductor, at least.
-    compute_capability: of the GPU, at least.
+    multiplies. engines: where it is real; by default in all that run a graph of PyTorch's operators. kinds: of layers.
+    rows: the matrix product has at least so many. inputs, width: of the layer, are multiples of these. compiled_width:
+    where it is compiled, at least. compute_capability: of the GPU, at least.
     """
 
     device: Literal["cpu", "cuda"]
     kernels: tuple[str, ...]
     precision: Precision
     kinds: tuple[str, ...] = ("linear",)
-    engines: tuple[str, ...] = ()
+    engines: tuple[str, ...] = OPERATORS
     rows: int = 1
     inputs: int = 1
     width: int = 1
@@ -114,8 +119,14 @@ GROUP = 128  # inputs that share a scale in w4a16
 DTYPES: Mapping[str, Precision] = {"bf16": "bfloat16", "fp16": "float16"}  # of the names that policies give them
 _WEIGHT_ONLY_INPUTS: tuple[tuple[Literal["cpu", "cuda"], int], ...] = (("cpu", 16), ("cuda", 1))
 _MATRIX = ("aten::addmm", "aten::mm", "aten::bmm", "aten::linear", "mkldnn::_linear_pointwise")
-_CONVOLUTION = ("mkldnn::_convolution_pointwise", "aten::mkldnn_convolution", "aten::cudnn_convolution")
+_CONVOLUTION = (
+    "mkldnn::_convolution_pointwise",
+    "aten::mkldnn_convolution",
+    "aten::cudnn_convolution",
+    "aten::convolution",  # as an AOTInductor package calls either
+)
 _ONEDNN = ("onednn::qlinear", "onednn::qconv")  # the same for calibrated and for dynamic ranges
+_ONNXRUNTIME = ("MatMulIntegerToFloat", "DynamicQuantizeMatMul", "QLinearConv")
 _BOTH = ("conv", "linear")
 
 
@@ -155,6 +166,7 @@ SCHEMES: Mapping[str, Scheme] = {
                     device="cuda",
                     kernels=("aten::_scaled_mm",),
                     precision="float8",
+                    engines=(*OPERATORS, TORCHAO),
                     inputs=16,
                     width=16,
                     compute_capability=(8, 9),
@@ -173,12 +185,15 @@ SCHEMES: Mapping[str, Scheme] = {
                     device="cuda",
                     kernels=("aten::_int_mm",),
                     precision="int8",
+                    engines=(*OPERATORS, TORCHAO),
                     rows=17,  # cuBLASLt's int8 product wants more than 16
                     inputs=8,
                     width=8,
                     compute_capability=(8, 0),
                 ),
-                Road(device="cpu", kernels=_ONEDNN, precision="int8", engines=("inductor",)),
+                Road(device="cpu", kernels=_ONEDNN, precision="int8", engines=COMPILED),
+                Road(device="cpu", kernels=_ONNXRUNTIME, precision="int8", engines=("onnxruntime",)),
+                Road(device="cpu", kernels=("aten::_int_mm",), precision="int8", engines=(TORCHAO,)),
             ),
             lossy=True,
         ),
@@ -198,12 +213,9 @@ SCHEMES: Mapping[str, Scheme] = {
                     width=8,
                     compute_capability=(8, 0),
                 ),
-                Road(
-                    device="cpu",
-                    kernels=_ONEDNN,
-                    precision="int8",
-                    kinds=_BOTH,
-                    engines=("inductor",),
+                *(
+                    Road(device="cpu", kernels=kernels, precision="int8", kinds=_BOTH, engines=engines)
+                    for kernels, engines in ((_ONEDNN, COMPILED), (_ONNXRUNTIME, ("onnxruntime",)))
                 ),
             ),
             observed="activations",
@@ -251,15 +263,15 @@ SCHEMES: Mapping[str, Scheme] = {
 }
 
 
-def road_of(scheme: str, device: str) -> Road | None:
-    """The scheme's road on this kind of device."""
+def road_of(scheme: str, device: str, engine: str = "inductor") -> Road | None:
+    """The scheme's road on this kind of device in an engine."""
     kind = device.partition(":")[0]
-    return next((road for road in SCHEMES[scheme].roads if road.device == kind), None)
+    return next((road for road in SCHEMES[scheme].roads if road.device == kind and engine in road.engines), None)
 
 
-def precisions(effect: Mapping[str, str], device: str) -> dict[str, Precision]:
+def precisions(effect: Mapping[str, str], device: str, engine: str = "inductor") -> dict[str, Precision]:
     """The data type that each layer of an effect multiplies in."""
-    roads = {layer: road_of(scheme, device) for layer, scheme in schemes(effect).items()}
+    roads = {layer: road_of(scheme, device, engine) for layer, scheme in schemes(effect).items()}
     return {layer: road.precision for layer, road in roads.items() if road is not None}
 
 
@@ -272,10 +284,11 @@ def missing_kernel(scheme: str, *, device: str, engine: str) -> str | None:
     """Why this device and engine have no real kernel for the scheme in any layer, or None."""
     if scheme == "none":
         return None
-    road = road_of(scheme, device)
-    if road is None:
-        kind = "GPU" if device.startswith("cuda") else "processor"
+    kind = "GPU" if device.startswith("cuda") else "processor"
+    there = [road for road in SCHEMES[scheme].roads if road.device == device.partition(":")[0]]
+    if not there:
         return f"no kernel computes it on a {kind}; it would be simulated"
+    road = road_of(scheme, device, engine) or there[0]
     if reason := missing_instructions(road.precision, device):
         return reason
     if device.startswith("cuda"):
@@ -285,14 +298,15 @@ def missing_kernel(scheme: str, *, device: str, engine: str) -> str | None:
         if found < road.compute_capability:
             wanted = ".".join(map(str, road.compute_capability))
             return f"{road.kernels[0]} wants compute capability {wanted}, this GPU has {'.'.join(map(str, found))}"
-    if road.engines and engine not in road.engines:
-        return f"the {engine!r} engine runs it as dequantize, float32, quantize: simulated; use {road.engines[0]}"
+    if engine not in road.engines:
+        lost = "it runs as dequantize, float32, quantize" if engine in OPERATORS else "it has no kernel for it"
+        return f"the {engine!r} engine on a {kind}: {lost}; that would be simulated; use {road.engines[0]}"
     return None
 
 
 def misfit(scheme: str, unit: Unit, target: Target) -> str | None:
     """Why the scheme's kernel cannot run this layer at this batch, or None."""
-    road = None if scheme == "none" else road_of(scheme, target.device)
+    road = None if scheme == "none" else road_of(scheme, target.device, target.engine)
     if road is None:
         return None
     if unit.kind not in road.kinds:
@@ -303,7 +317,7 @@ def misfit(scheme: str, unit: Unit, target: Target) -> str | None:
     if unit.kind == "linear" and (unit.inputs % road.inputs or unit.width % road.width):
         wanted = f"inputs that {road.inputs} divides" + (f" and outputs that {road.width} does" * (road.width > 1))
         return f"{road.kernels[0]} wants {wanted}, the layer has {unit.inputs} and {unit.width}"
-    if target.engine == "inductor" and unit.width < road.compiled_width:
+    if target.engine in COMPILED and unit.width < road.compiled_width:
         return f"inductor cannot compile {road.kernels[0]} for fewer than {road.compiled_width} outputs ({unit.width})"
     if target.batch is not None and (rows := unit.rows * target.batch) < road.rows:
         return f"{road.kernels[0]} wants {road.rows} rows or more, a batch of {target.batch} gives {rows}"
@@ -337,7 +351,11 @@ def missing_instructions(dtype: str, device: str) -> str | None:
 
 
 def check_kernels(
-    effect: Mapping[str, str], layers: Mapping[str, "Layer"], products: Sequence[Product], device: str
+    effect: Mapping[str, str],
+    layers: Mapping[str, "Layer"],
+    products: Sequence[Product],
+    device: str,
+    engine: str = "inductor",
 ) -> dict[str, str]:
     """Compare what a policy says (the treatment of each layer) with the matrix products that a profile saw in one call.
 
@@ -356,7 +374,7 @@ def check_kernels(
             simulated.
     """
     named = schemes(effect)
-    roads = {layer: road for layer, scheme in named.items() if (road := road_of(scheme, device)) is not None}
+    roads = {layer: road for layer, scheme in named.items() if (road := road_of(scheme, device, engine)) is not None}
     for road in {(road.kernels, road.precision): road for road in roads.values()}.values():
         planned = [layers[name] for name, other in roads.items() if _same(other, road) and name in layers]
         ran = [product for product in products if _runs(road, product)]
