@@ -1,6 +1,7 @@
 """A bundle in another engine's format; formats that run machine code, which nobody loads by accident."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -35,12 +36,12 @@ def exported(
     assert evaluation is not None
     recipe = Recipe(engine=engine, batch=BATCH, threads=1, device="cpu")
     torch.set_num_threads(1)
-    for key in (evaluation.key, scripted.baseline.key):
-        place = folder / "artifacts" / key
-        place.mkdir(parents=True)
-        ENGINES[engine].save(model, ((inputs(BATCH),), {}), place)
-        save_file({"w": torch.zeros(1)}, place / "weights.safetensors")
-        (place / "recipe.json").write_text(json.dumps(asdict(recipe)))
+    place = folder / "artifacts" / evaluation.key
+    place.mkdir(parents=True)
+    ENGINES[engine].save(model, ((inputs(BATCH),), {}), place)
+    save_file({"w": torch.zeros(1)}, place / "weights.safetensors")
+    (place / "recipe.json").write_text(json.dumps(asdict(recipe)))
+    shutil.copytree(place, folder / "artifacts" / scripted.baseline.key)
     evaluation = replace(evaluation, recipe=recipe, layers=layers)
     baseline = replace(scripted.baseline, recipe=recipe)
     results = replace(scripted, baseline=baseline, trials=(replace(scripted.trials[0], evaluation=evaluation),))
@@ -190,8 +191,6 @@ def restated(folder: Path, change: Callable[[Any], object]) -> Path:
 def test_a_manifest_without_energy_says_why(
     change: dict[str, Any], told: str, converted: dict[str, Path], tmp_path: Path
 ) -> None:
-    import shutil
-
     copy = Path(shutil.copytree(converted["onnxruntime"], tmp_path / "copy"))
     with pytest.raises(BundleError, match=told):
         bundle.read(restated(copy, lambda data: data.update(change)))

@@ -254,6 +254,26 @@ def test_a_file_that_does_not_tell_its_outputs(shape: str, saved: Path) -> None:
         load(crafted(saved, forget))
 
 
+def test_a_model_that_remembers_is_refused(tmp_path: Path) -> None:
+    class Remembers(nn.Module):
+        seen: Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("seen", torch.zeros(BATCH, 12))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.seen.add_(x)
+            return self.seen * 2
+
+    with pytest.raises(RefusedError, match="Remembers cannot be carried by ONNX: a call writes to seen"):
+        ENGINES["onnxruntime"].save(Remembers(), ((rows(BATCH),), {}), tmp_path)
+    ENGINES["aot"].save(Remembers(), ((rows(BATCH),), {}), tmp_path)
+    program = Program(tmp_path, Recipe(engine="aot", batch=BATCH, threads=torch.get_num_threads(), device="cpu"))
+    program(rows(BATCH))
+    torch.testing.assert_close(program(rows(BATCH)), rows(BATCH) * 4)
+
+
 def test_what_onnx_cannot_carry_is_refused(tmp_path: Path) -> None:
     class Odd(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

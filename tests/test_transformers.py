@@ -147,6 +147,24 @@ def test_a_pruned_encoder_with_one_width_and_its_tokenizer(tmp_path: Path) -> No
         assert str(tmp_path) not in path.read_text()
 
 
+def test_biases_of_quantized_layers_stay_as_they_are(tmp_path: Path) -> None:
+    if reason := missing_kernel("w8a8", device="cpu", engine="transformers"):
+        pytest.skip(reason)
+    model, example = classifier(tmp_path), ((), masked())
+    effect = {name: "w8a8" for name in layers(model, example) if name.endswith("intermediate.dense")}
+    around = context(example, [], engine="transformers")
+    program = built(Quantization.lower(effect, copy.deepcopy(model), around), tmp_path / "out", **masked())
+    told = check_kernels(
+        effect, layers(model, example), profile.trace(program, example).products, "cpu", "transformers"
+    )
+    assert {told[name] for name in effect} == {"aten::_int_mm (int8)"} and len(effect) == 2
+    with torch.no_grad():
+        wanted = model(**masked(3))
+    assert float((program(**masked(3)) - wanted).abs().max() / wanted.abs().max()) < 0.05
+    bias = "bert.encoder.layer.0.intermediate.dense.bias"
+    assert load_file(tmp_path / "out" / FOLDER / "model.safetensors")[bias].dtype == torch.float32
+
+
 def test_what_a_plain_config_cannot_describe_is_refused_by_layer_and_width(tmp_path: Path) -> None:
     model = narrowed(classifier(tmp_path), (1,))
     with pytest.raises(

@@ -5,6 +5,7 @@
                              eager, inductor   model.pt2: torch.export's archive, without the pickles it may hold
                              aot               model.pt2: machine code; model.json: what a profile cannot tell of it
                              onnxruntime       model.onnx
+                             transformers      model.hf/: what from_pretrained takes; model.json: what is around it
     weights.safetensors    the model's weights after pruning and distillation, before quantization
     golden.safetensors     real inputs and this program's outputs
     reference/             what it was measured beside: artifact and recipe.json (absent: it is the reference itself)

@@ -60,6 +60,7 @@ class OnnxRuntime:
         from autogreen.engines import integer
 
         program = exported.export(model, example)
+        _refuse_state(model, program)
         try:
             with warnings.catch_warnings(), torch.no_grad():
                 warnings.simplefilter("ignore")  # of torch's exporter about itself
@@ -133,6 +134,16 @@ class OnnxRuntime:
 def _refuse_missing() -> None:
     if reason := OnnxRuntime.missing("cpu"):
         raise RefusedError(f"engine 'onnxruntime': {reason}.")
+
+
+def _refuse_state(model: nn.Module, program: torch.export.ExportedProgram) -> None:
+    """A graph of ONNX forgets from call to call; torch's exporter leaves what is written in a call out, silently."""
+    signature = program.run_decompositions({}).graph_signature  # functional: only then it names what is written
+    if written := [*signature.buffers_to_mutate.values(), *signature.user_inputs_to_mutate.values()]:
+        raise RefusedError(
+            f"{type(model).__name__} cannot be carried by ONNX: a call writes to {', '.join(written[:3])}, and an ONNX "
+            "graph keeps nothing from call to call. Use the inductor or aot engine."
+        )
 
 
 def _session(path: Path, recipe: Recipe, profile: str = "") -> Any:

@@ -186,7 +186,10 @@ def _write(model: Any, configs: Mapping[str, Any], target: Path) -> None:
     kind: Any = next(one for one in type(model).__mro__ if one.__module__.startswith("transformers."))
     with tempfile.TemporaryDirectory() as scratch:
         model.save_pretrained(scratch)
-        asked = TorchAoConfig(FqnToConfig(dict(configs)), modules_to_not_convert=[])
+        weights = {
+            f"{name}.weight": config for name, config in configs.items()
+        }  # a layer's name would take its bias too
+        asked = TorchAoConfig(FqnToConfig(weights), modules_to_not_convert=[])
         settings = {"quantization_config": asked, "dtype": next(model.parameters()).dtype, "local_files_only": True}
         kind.from_pretrained(scratch, **settings).save_pretrained(target)
 
