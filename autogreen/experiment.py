@@ -95,11 +95,11 @@ class Budget:
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """The resolved experiment. task: the object; task_text: how it was written, for records."""
+    """The resolved experiment. task: the object; task_written: as the experiment names it, for records."""
 
     name: str
     task: Any
-    task_text: str
+    task_written: Any
     space: SearchSpace
     workload: Workload = field(default_factory=Workload)
     constraints: Constraints = field(default_factory=Constraints)
@@ -161,12 +161,20 @@ class Experiment:
                 "autogreen doctor tells what this one lacks."
             )
 
+    @property
+    def task_text(self) -> str:
+        """`digits`, or `digits(width=16)`."""
+        if not isinstance(self.task_written, Mapping):
+            return str(self.task_written)
+        ((name, settings),) = self.task_written.items()
+        return f"{name}({', '.join(f'{key}={value}' for key, value in (settings or {}).items())})"
+
     def to_json(self) -> dict[str, Any]:
-        """Plain data for records."""
+        """Plain data for records; without the name it is an experiment again, unless its model was given in Python."""
         values = {name: getattr(self, name) for name in _SCALARS}
         held = {name: getattr(self, name) for name in _PARTS}
         parts = {name: None if part is None else asdict(part) for name, part in held.items()}
-        return {"name": self.name, "task": self.task_text, "space": self.space.to_json(), **parts, **values}
+        return {"name": self.name, "task": self.task_written, "space": self.space.to_json(), **parts, **values}
 
 
 _PARTS = {
@@ -221,19 +229,11 @@ def from_json(data: Mapping[str, Any], *, name: str, folder: Path, task: Any = N
     return Experiment(
         name=name,
         task=build_task(data["task"], f"{name}.task") if task is None else task,
-        task_text=_told(data["task"]) if task is None else f"{name} (own model)",
+        task_written=data["task"] if task is None else f"{name} (own model)",
         space=SearchSpace.from_json(space, f"{name}.space"),
         **{key: build(cls, data[key], f"{name}.{key}") for key, cls in _PARTS.items() if key in data},
         **{key: data[key] for key in _SCALARS if key in data},
     )
-
-
-def _told(task: Any) -> str:
-    """`digits`, or `digits(width=16)`."""
-    if not isinstance(task, Mapping):
-        return str(task)
-    ((name, settings),) = task.items()
-    return f"{name}({', '.join(f'{key}={value}' for key, value in (settings or {}).items())})"
 
 
 def _is(value: Any, kind: type) -> bool:
