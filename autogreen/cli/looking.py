@@ -34,6 +34,22 @@ def front(
 
 
 @app.command()
+def report(
+    name: str,
+    to: Annotated[Path | None, typer.Option(help="File to write; by default report.html beside the study.")] = None,
+    runs: Runs = RUNS,
+) -> None:
+    """Write one page that tells what a study found: for a phone, a printer, a mail; it needs no network."""
+    from autogreen.front import Front
+    from autogreen.report import write
+    from autogreen.store import Store
+
+    file = to or runs / name / "report.html"
+    write(Front.of(Store.open(runs / name).results()), file)
+    print(file)
+
+
+@app.command()
 def compare(
     a: Annotated[str, typer.Argument(metavar="A", help="A bundle, or STUDY:RULE (baseline, plain, knee, an id).")] = "",
     b: Annotated[str, typer.Argument(metavar="B", help="The same.")] = "",
