@@ -225,16 +225,18 @@ class _Canvas:
 
 def _symbol(kind: Series, x: float, y: float) -> str:
     fill, edge = kind.colour, f'stroke="{kind.colour}" stroke-width="2"'
-    if kind.symbol.startswith("circle"):
-        inside = "#ffffff" if kind.symbol.endswith("open") else fill
-        return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="{inside}" {edge}/>'
+    shape = kind.symbol.removesuffix("-open")
+    if kind.symbol != shape:
+        fill = "#ffffff"
+    if shape == "circle":
+        return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="{fill}" {edge}/>'
     shapes = {
         "diamond": "m0 -7l7 7l-7 7l-7 -7z",
         "square": "m-5 -5h10v10h-10z",
         "triangle-up": "m0 -7l7 12h-14z",
-        "x-thin-open": "m-4 -4l8 8m0 -8l-8 8",
+        "x-thin": "m-4 -4l8 8m0 -8l-8 8",
     }
-    return f'<path d="M{x:.1f} {y:.1f}{shapes[kind.symbol]}" fill="{fill}" {edge}/>'
+    return f'<path d="M{x:.1f} {y:.1f}{shapes[shape]}" fill="{fill}" {edge}/>'
 
 
 def _text(x: float, y: float, text: str, attributes: str) -> str:

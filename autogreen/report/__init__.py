@@ -9,10 +9,13 @@
     how             hardware, versions, method, warnings
     again           commands, the experiment and each policy, to be copied
 
+Two studies side by side have a page of the same look (`sides`).
+
 One file of HTML: no script, no address outside (its own content security policy allows neither), readable on a phone,
 printable. Every figure of energy stands beside its tier.
 """
 
 from autogreen.report.page import html, write
+from autogreen.report.sides import write_sides
 
-__all__ = ["html", "write"]
+__all__ = ["html", "write", "write_sides"]
