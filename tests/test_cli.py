@@ -57,6 +57,14 @@ def test_front_as_json_page_and_table(place):
     assert "baseline" in run(place, "front", "corners")
 
 
+def test_two_fronts_side_by_side_as_table_json_and_page(place):
+    assert "0 of corners beaten by corners" in run(place, "front", "corners", "corners")
+    told = json.loads(run(place, "front", "corners", "corners", "--json", "--html", "sides.html"))
+    assert told["gained"] == told["lost"] == [] and told["hypervolume"]["gain"]["mean"] == 0
+    assert "side by side" in (place / "sides.html").read_text()
+    assert "There are: corners" in run(place, "front", "corners", "cornrs", code=1)
+
+
 def test_a_report_stands_beside_the_study_or_where_it_is_wanted(place):
     assert run(place, "report", "corners").strip() == "runs/corners/report.html"
     page = (place / "runs" / "corners" / "report.html").read_text()

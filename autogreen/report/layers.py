@@ -57,6 +57,7 @@ class Cell:
 
 
 REMOVED = "removed"
+BREAK = Html("<wbr>")  # where a long name may go on in the next line
 
 
 def names(baseline: Evaluation, members: Sequence[Point]) -> list[str]:
@@ -120,12 +121,13 @@ def _map(rows: Sequence[str], columns: Sequence[tuple[int, Point, Mapping[str, C
     lines, before = [], ""
     for name in rows:
         shared = _shared(before, name)
-        heading = tag("th", tag("span", name[:shared], cls="known") if shared else None, name[shared:], scope="row")
+        known = joined((tag("span", name[:shared], cls="known"), BREAK)) if shared else None
+        heading = tag("th", known, name[shared:], scope="row")
         found = (_cell(by_layer.get(name)) for _, _, by_layer in columns)
         lines.append(tag("tr", heading, *found, cls=None if shared else "first"))
         before = name
     corner = tag("th", "layer", tag("small", "energy over the baseline's"), scope="col")
-    return box(tag("table", tag("thead", tag("tr", corner, *heads)), tag("tbody", *lines), cls="map"))
+    return box(tag("table", tag("thead", tag("tr", corner, *heads)), tag("tbody", *lines), cls="map"), tall=True)
 
 
 def _cell(cell: Cell | None) -> Html:

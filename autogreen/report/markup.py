@@ -41,9 +41,9 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]], cls: str = "") ->
     return box(tag("table", head, body, cls=cls or None))
 
 
-def box(content: Html) -> Html:
-    """What may be wider than the page; the keyboard can scroll it too."""
-    return tag("div", content, cls="box", tabindex="0")
+def box(content: Html, *, tall: bool = False) -> Html:
+    """What may be wider than the page; the keyboard can scroll it too. tall: no higher than the window either."""
+    return tag("div", content, cls="tall box" if tall else "box", tabindex="0")
 
 
 def folded(summary: str, *children: str | None) -> Html:

@@ -4,8 +4,10 @@ from collections.abc import Sequence
 
 from autogreen.front import Front
 from autogreen.point import Point
-from autogreen.report.markup import Html, joined, table, tag
+from autogreen.report.markup import Html, folded, joined, table, tag
 from autogreen.wording import about, percent, plain_spread, quantity, spread, times
+
+MANY = 12  # members beyond which a table of all of them is folded
 
 
 def in_short(front: Front, knee: Point | None) -> Html:
@@ -46,7 +48,8 @@ def in_short(front: Front, knee: Point | None) -> Html:
 
 
 def members(front: Front, shown: Sequence[Point], knee: Point) -> Html:
-    """The members that the page shows, cheapest first; the knee is named."""
+    """The members that the page shows, cheapest first. Where they are many, those proven distinct and the knee stand
+    open, and all of them are folded."""
     steps = {point.id for point in front.steps}
     rows = []
     for number, point in enumerate(shown, 1):
@@ -54,20 +57,18 @@ def members(front: Front, shown: Sequence[Point], knee: Point) -> Html:
         name = joined(
             (f"{number} ", tag("code", point.name), " knee" if point.id == knee.id else None, _does(point.words))
         )
-        rows.append((name, marks, *_figures(point)))
+        rows.append((point.id, (name, marks, *_figures(point))))
+    heads = ("policy", "likely", *_heads(front))
+    whole = table(heads, [row for _, row in rows], cls="members")
+    few = table(heads, [row for name, row in rows if name in {*steps, knee.id}], cls="members")
     left = len(front.members) - len(shown)
     note = f" {left} more members, which these stand for, are in the JSON of the front." if left else ""
-    return joined(
-        (
-            table(("policy", "likely", *_heads(front)), rows, cls="members"),
-            tag(
-                "p",
-                "Cheapest first. ● proven distinct from every other ●, ○ not; likely: to be on the true front, as "
-                f"far as the intervals tell. Ranges are 95 % intervals.{note}",
-                cls="soft",
-            ),
-        )
+    signs = (
+        "Cheapest first. ● proven distinct from every other ●, ○ not; likely: to be on the true front, as far as the "
+        f"intervals tell. Ranges are 95 % intervals.{note}"
     )
+    shown_now = (whole,) if len(rows) <= MANY else (few, folded(f"All {len(rows)} members on this page", whole))
+    return joined((*shown_now, tag("p", signs, cls="soft")))
 
 
 def references(front: Front) -> Html:

@@ -25,6 +25,7 @@ pre { margin: 0.5rem 0; padding: 0.7rem 0.9rem; background: #f6f8fa; border-radi
 .tiles dd b { display: block; font-size: 1.6rem; line-height: 1.3; font-variant-numeric: tabular-nums }
 .warning { border-left: 4px solid var(--warn); padding: 0.3rem 0 0.3rem 0.8rem; color: var(--warn) }
 .box { overflow-x: auto; margin: 0.6rem 0 }
+.tall { max-height: 88vh; overflow: auto; width: fit-content; max-width: 100% }
 figure { margin: 0.6rem 0 }
 figure svg { display: block; width: 100%; height: auto }
 .narrow { display: none }
@@ -50,6 +51,8 @@ tbody th { font-weight: 600 }
 .map td { border: 1px solid #fff; background: #f3f5f7 }
 .map tbody th, .map thead th:first-child { position: sticky; left: 0; z-index: 1; background: #fff; font-weight: normal;
   text-align: left; padding-right: 0.6rem; width: auto; min-width: 7rem; white-space: nowrap }
+.map thead th { position: sticky; top: 0; z-index: 2; background: #fff }
+.map thead th:first-child { z-index: 3 }
 .map .known { color: #8b949e }
 .map .first th { border-top: 1px solid var(--line) }
 .map .knee { color: var(--blue); box-shadow: inset 0 -3px 0 var(--blue) }
@@ -89,16 +92,18 @@ summary { cursor: pointer; color: var(--blue); padding: 0.15rem 0 }
 }
 @media print {
   @page { margin: 14mm }
-  body { max-width: none; padding: 0; font-size: 10.5pt; print-color-adjust: exact; -webkit-print-color-adjust: exact }
+  html { font-size: 13px }
+  body { max-width: none; padding: 0; font-size: 1rem; print-color-adjust: exact; -webkit-print-color-adjust: exact }
   h2, h3 { break-after: avoid }
   tr, figure, .tiles, .warning { break-inside: avoid }
-  .box { overflow: visible }
+  .tiles { grid-template-columns: repeat(4, 1fr) }
+  .box { overflow: visible; max-height: none }
+  .map thead th { position: static }
   .wide { display: block }
   .narrow { display: none }
-  table { font-size: 8.5pt }
   .members td, .members th { white-space: normal; overflow-wrap: anywhere }
   .members .does { min-width: 0 }
-  .map { font-size: 7pt }
+  .map { font-size: 0.7rem }
   .map td, .map thead th { width: 1.75rem; min-width: 1.75rem }
   .map tbody th, .map thead th:first-child { position: static; white-space: normal; overflow-wrap: anywhere }
 }
