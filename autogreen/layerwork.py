@@ -42,21 +42,31 @@ def by_layer(
 ) -> dict[str, LayerWork]:
     """The work of each layer.
 
-    Layers of one size that run in one kernel cannot be told apart in a profile: they share its time equally.
+    Layers of one size that run in one kernel are told apart by the order in which they run, where each of them has one
+    product; otherwise they share its time equally.
 
     Args:
         layers: of the model before it was lowered. kernels: of each, as `check_kernels` found it.
         products: of one call. shares: of the call's time, one for each product, or None.
     """
+    alike: dict[tuple[str, int], list[str]] = {}
+    for name in sorted(layers, key=lambda name: layers[name].place):
+        alike.setdefault((kernels[name], layers[name].macs), []).append(name)
     found: dict[tuple[str, int], list[float]] = {}
     for product, share in zip(products, shares or (), strict=shares is not None):
         found.setdefault((f"{product.name} ({product.precision})", product.macs), []).append(share)
-    times = {name: found.get((kernels[name], layer.macs)) for name, layer in layers.items()}
+    times: dict[str, float] = {}
+    for kind in alike.keys() & found.keys():
+        names, ran = alike[kind], found[kind]
+        if all(layers[name].calls == 1 for name in names) and len(names) == len(ran):
+            times |= zip(names, ran, strict=True)
+        else:
+            times |= {name: layers[name].calls * statistics.fmean(ran) for name in names}
     return {
         name: LayerWork(
             width=layer.width,
             macs=layer.calls * layer.macs,
-            time_share=None if (alike := times[name]) is None else layer.calls * statistics.fmean(alike),
+            time_share=times.get(name),
         )
         for name, layer in layers.items()
     }

@@ -45,7 +45,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> tuple[Program, tuple[Produ
     return program, ran, by_layer(traced, check_kernels({}, traced, ran, "cpu"), ran, shares)
 
 
-def test_shares_are_of_one_call_and_layers_of_one_size_share_equally(
+def test_shares_are_of_one_call_and_layers_of_one_size_share_equally_where_one_runs_twice(
     seen: tuple[Program, tuple[Product, ...], dict[str, LayerWork]],
 ) -> None:
     _, _, found = seen
@@ -69,6 +69,21 @@ def test_where_other_products_ran_nothing_is_told(
     traced = layers(model, example)
     untold = by_layer(traced, dict.fromkeys(traced, "not seen alone"), ran, None)
     assert {work.time_share for work in untold.values()} == {None} and untold["large"].macs == found["large"].macs
+
+
+def test_layers_of_one_size_are_told_apart_by_the_order_in_which_they_run() -> None:
+    class Backwards(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.b, self.a = nn.Linear(8, 8), nn.Linear(8, 8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.b(self.a(x))  # type: ignore[no-any-return]
+
+    traced = layers(Backwards(), ((torch.zeros(2, 8),), {}))
+    ran = 2 * (Product(name="aten::addmm", precision="float32", macs=128),)
+    found = by_layer(traced, dict.fromkeys(traced, "aten::addmm (float32)"), ran, (0.2, 0.5))
+    assert (found["a"].time_share, found["b"].time_share) == (0.2, 0.5)
 
 
 def test_a_layer_that_no_product_shows_alone_has_no_time() -> None:

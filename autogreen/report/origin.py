@@ -85,7 +85,7 @@ def method(front: Front) -> Html:
         ),
         "Joules by layer": (
             "A layer's share of the time of a profiled call, times the joules per item. Power counts as the same "
-            "throughout the call. Layers of one size in one kernel share their time equally. What no layer took alone "
+            "throughout the call. What no layer took alone "
             "(activations, normalisation, copies, waiting) is everything else."
         ),
     }
