@@ -21,9 +21,10 @@ from autogreen.layerwork import LayerWork
 from autogreen.policy import Effect
 from autogreen.report import html, write
 from autogreen.report.joules import REST, Spent
-from autogreen.report.layers import REMOVED, Cell, cells, names
+from autogreen.report.layers import LETTERS, REMOVED, Cell, cells, names
 from autogreen.results import Results
 from autogreen.schema import parse_yaml
+from autogreen.techniques.quantization.schemes import SCHEMES
 from autogreen.testing import scripted_results
 
 PLACES = ((0.0, 0.8), (0.004, 0.3), (0.02, 0.2), (0.05, 0.15), (0.03, 1.0))
@@ -177,6 +178,16 @@ def test_a_cell_tells_what_is_left_of_the_layer_and_what_it_computes_in() -> Non
     assert (found["d"].words, found["d"].letters, found["d"].shade) == (REMOVED, "×", 5)
     assert (found["e"].letters, found["e"].told) == ("mi*", "mine, 60 % of its weights are 0")
     assert (found["a"].letters, found["a"].shade) == ("b*", 0)
+
+
+def test_layers_that_no_scheme_names_compute_in_the_precision_of_the_rest() -> None:
+    work = {name: LayerWork(width=64, macs=1000) for name in "ab"}
+    found = done({"quantization": {"a": "w8a8_static"}, "precision": {"dtype": "bf16"}}, work, work)
+    assert {name: cell.letters for name, cell in found.items()} == {"a": "8", "b": "b"}
+
+
+def test_every_scheme_has_letters_of_its_own() -> None:
+    assert set(LETTERS) == set(SCHEMES) - {"none"} and len(set(LETTERS.values())) == len(LETTERS)
 
 
 def test_of_an_older_study_the_map_shows_what_policies_name() -> None:

@@ -72,7 +72,8 @@ def cells(point: Point, baseline: Evaluation) -> dict[str, Cell]:
     """By layer, where something is done."""
     parts, own, before = point.evaluation.effect.parts, point.evaluation.layer_work, baseline.layer_work
     pruned: Mapping[str, Any] = parts.get("pruning", {})
-    schemes: Mapping[str, str] = parts.get("quantization", {})
+    rest = parts.get("precision", {}).get("dtype")  # of all that no scheme names
+    schemes: Mapping[str, str] = {**(dict.fromkeys(own, rest) if rest else {}), **parts.get("quantization", {})}
     sparse = {
         name: f"{percent(said['sparsity'])} of its weights are 0" for name, said in pruned.get("weight", {}).items()
     }
