@@ -19,11 +19,12 @@ from autogreen.experiment import from_json
 from autogreen.front import Front
 from autogreen.layerwork import LayerWork
 from autogreen.policy import Effect
-from autogreen.report import html, write
+from autogreen.report import html, sides, write
 from autogreen.report.joules import REST, Spent
 from autogreen.report.layers import LETTERS, REMOVED, Cell, cells, names
 from autogreen.results import Results
 from autogreen.schema import parse_yaml
+from autogreen.sides import Sides
 from autogreen.techniques.quantization.schemes import SCHEMES
 from autogreen.testing import scripted_results
 
@@ -318,7 +319,8 @@ def shown(browser: Any, page: str, folder: Path, width: int) -> None:
 def test_a_browser_shows_it_without_errors_and_without_scrolling_sideways(
     browser: Any, large: str, tmp_path: Path, width: int
 ) -> None:
-    for page in (large, html(Front.of(evil()))):
+    front = Front.of(evil())
+    for page in (large, html(front), sides.html(Sides.of(front, front))):
         shown(browser, page, tmp_path, width)
         assert browser.execute_script("return document.documentElement.scrollWidth") <= width
         assert browser.get_log("browser") == []
