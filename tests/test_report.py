@@ -20,7 +20,7 @@ from autogreen.front import Front
 from autogreen.layerwork import LayerWork
 from autogreen.policy import Effect
 from autogreen.report import html, sides, write
-from autogreen.report.joules import REST, Spent
+from autogreen.report.joules import Spent
 from autogreen.report.layers import LETTERS, REMOVED, Cell, cells, names
 from autogreen.results import Results
 from autogreen.schema import parse_yaml
@@ -207,10 +207,30 @@ def test_layers_stand_in_the_order_of_the_model() -> None:
 def test_joules_of_layers_and_of_everything_else_are_all_joules() -> None:
     front = Front.of(treated(scripted_results(PLACES)))
     spent = Spent.of(front.baseline)
-    assert spent is not None and sum(spent.joules.values()) == pytest.approx(1e-3)
-    assert spent.joules[REST] == pytest.approx(1e-4) and len(spent.joules) == 5
+    assert spent is not None and spent.rest_j == pytest.approx(1e-4)
+    assert list(spent.layers.values()) == pytest.approx([0.225e-3] * 4)  # 0.9 / 4 of 1 mJ
     said = text(html(front))
-    assert "225 µJ" in said and "everything else" in said  # 0.9 / 4 of 1 mJ
+    assert said.count("225 µJ") == 4 and "everything else" in said
+
+
+def test_a_layer_that_the_profile_does_not_show_is_said_to_be_unseen_and_not_to_cost_nothing() -> None:
+    found = treated(scripted_results(PLACES))
+    knee = Front.of(found).pick("knee").id
+    trials = []
+    for trial in found.trials:
+        assert trial.evaluation is not None
+        work = dict(trial.evaluation.layer_work)
+        if trial.evaluation.effect.id == knee:
+            (first, one), (second, _), *_ = work.items()
+            work[first] = replace(one, time_share=None)
+            del work[second]  # pruned as a whole
+        trials.append(replace(trial, evaluation=replace(trial.evaluation, layer_work=work)))
+    front = Front.of(replace(found, trials=tuple(trials)))
+    spent = Spent.of(front.pick("knee"))
+    assert spent is not None and spent.layers["model.blocks.0.conv0"] is None
+    assert spent.rest_j == pytest.approx((1 - 0.45) * front.pick("knee").energy_per_item_j.mean)
+    said = text(html(front))
+    assert "model.blocks.0.conv0 225 µJ not seen alone" in said and "model.blocks.0.conv1 225 µJ 0 J" in said
 
 
 # --- it stands alone --------------------------------------------------------------------------------------------------

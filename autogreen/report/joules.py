@@ -4,6 +4,7 @@ No counter tells the joules of a layer, but a profile shows its time. Multiplied
 call, which it is not quite: it is an attribution, and the page says so.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -13,25 +14,42 @@ from autogreen.report.markup import Html, folded, joined, meter_bar, table, tag
 from autogreen.wording import quantity
 
 MOST = 15  # layers of the first table; the others stand together in one line
-REST = "everything else"
+UNSEEN = "not seen alone"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Spent:
-    """Joules per item of one program, by layer; `REST` among them: what no layer alone took."""
+    """Joules per item of one program. layers: by name; None where the profile does not show the layer alone, so that
+    its joules are among the rest. rest_j: what no layer took alone."""
 
-    joules: Mapping[str, float]
+    layers: Mapping[str, float | None]
+    rest_j: float
 
     @classmethod
     def of(cls, point: Point) -> "Spent | None":
         """None where no layer's time is known."""
-        energy_j = point.energy_per_item_j.mean
-        known = point.evaluation.layer_work.items()
-        shares = {name: work.time_share for name, work in known if work.time_share is not None}
-        if not shares:
+        energy_j, known = point.energy_per_item_j.mean, point.evaluation.layer_work
+        shares = {name: work.time_share for name, work in known.items()}
+        seen = math.fsum(share for share in shares.values() if share is not None)
+        if seen == 0:
             return None
-        rest = max(0.0, 1.0 - sum(shares.values()))
-        return cls(joules={name: share * energy_j for name, share in {**shares, REST: rest}.items()})
+        return cls(
+            layers={name: None if share is None else share * energy_j for name, share in shares.items()},
+            rest_j=max(0.0, 1.0 - seen) * energy_j,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """One line of the table, joules per item; None: not seen alone."""
+
+    name: str
+    before_j: float | None
+    after_j: float | None
+
+    @property
+    def most_j(self) -> float:
+        return max(self.before_j or 0.0, self.after_j or 0.0)
 
 
 def where(front: Front, after: Point) -> Html:
@@ -46,50 +64,47 @@ def where(front: Front, after: Point) -> Html:
             tag("code", "--fresh"),
             " to have them.",
         )
-    total_j = front.baseline.energy_per_item_j.mean
-    lines = sorted(
-        (name for name in {**before.joules, **now.joules} if name != REST), key=lambda n: -_most(n, before, now)
-    )
+    lines = sorted(_lines(before, now), key=lambda line: -line.most_j)
     first, others = (lines, []) if len(lines) <= MOST + 1 else (lines[:MOST], lines[MOST:])
-    rows = [(name, *_both(before, now, [name])) for name in first]
-    if others:
-        rows.append((f"{len(others)} other layers", *_both(before, now, others)))
-    rows.append((REST, *_both(before, now, [REST])))
-    rows.append(("all", *_both(before, now, list({**before.joules, **now.joules}))))
-    scale = max(max(left, right) for _, left, right in rows[:-1])
-    unit = f"J per {front.results.item}, {front.results.tier}"
-    heads = ("layer", f"before and after ({unit})", "before", "after", "change")
-    shown = [_row(*row, scale=scale, total_j=total_j) for row in rows]
-    return joined(
-        (
-            table(heads, shown, cls="joules"),
-            folded(
-                f"All {len(lines)} layers",
-                table(
-                    heads,
-                    [_row(n, *_both(before, now, [n]), scale=scale, total_j=total_j) for n in lines],
-                    cls="joules",
-                ),
-            )
-            if others
-            else None,
-        )
+    together = [_sum(f"{len(others)} other layers", others)] if others else []
+    bars = [*first, *together, Line(name="everything else", before_j=before.rest_j, after_j=now.rest_j)]
+    total = Line(name="all", before_j=front.baseline.energy_per_item_j.mean, after_j=after.energy_per_item_j.mean)
+    scale_j, total_j = max(line.most_j for line in bars), front.baseline.energy_per_item_j.mean
+
+    def rows(shown: list[Line]) -> list[tuple[str | Html, ...]]:
+        return [_row(line, scale_j, total_j) for line in shown]
+
+    heads = ("layer", f"J per {front.results.item}, {front.results.tier}", "before", "after", "change")
+    sums = [(total.name, Html(""), *_figures(total, total_j))]
+    every = folded(f"All {len(lines)} layers", table(heads, rows(lines), cls="joules")) if others else None
+    return joined((table(heads, [*rows(bars), *sums], cls="joules"), every))
+
+
+def _lines(before: Spent, now: Spent) -> list[Line]:
+    """A layer that is gone takes nothing."""
+    names = {**before.layers, **now.layers}
+    return [Line(name=name, before_j=before.layers.get(name, 0.0), after_j=now.layers.get(name, 0.0)) for name in names]
+
+
+def _sum(name: str, lines: list[Line]) -> Line:
+    return Line(
+        name=name,
+        before_j=math.fsum(line.before_j or 0.0 for line in lines),
+        after_j=math.fsum(line.after_j or 0.0 for line in lines),
     )
 
 
-def _row(
-    name: str, before_j: float, after_j: float, *, scale: float, total_j: float
-) -> tuple[str, Html, str, str, str]:
-    bars = joined((meter_bar(before_j / scale, "before"), meter_bar(after_j / scale, "after")))
-    if name == "all":
-        bars = Html("")
-    change = f"{100 * (after_j - before_j) / total_j:+.1f} % of all".replace("-", "−")
-    return name, bars, quantity(before_j, "J"), quantity(after_j, "J"), change
+def _row(line: Line, scale_j: float, total_j: float) -> tuple[str | Html, ...]:
+    bars = (
+        meter_bar((line.before_j or 0.0) / scale_j, "before"),
+        meter_bar((line.after_j or 0.0) / scale_j, "after"),
+    )
+    return line.name, joined(bars), *_figures(line, total_j)
 
 
-def _both(before: Spent, after: Spent, names: list[str]) -> tuple[float, float]:
-    return sum(before.joules.get(name, 0.0) for name in names), sum(after.joules.get(name, 0.0) for name in names)
-
-
-def _most(name: str, before: Spent, after: Spent) -> float:
-    return max(_both(before, after, [name]))
+def _figures(line: Line, total_j: float) -> tuple[str, str, str]:
+    before, after = (UNSEEN if joules is None else quantity(joules, "J") for joules in (line.before_j, line.after_j))
+    if line.before_j is None or line.after_j is None:
+        return before, after, ""
+    change = f"{100 * (line.after_j - line.before_j) / total_j:+.1f} % of all"
+    return before, after, change.replace("-", "−")
