@@ -83,7 +83,7 @@ class Evaluation:
         data = asdict(self)
         data["effect"] = self.effect.parts
         data["measurement"] = None if self.measurement is None else self.measurement.to_json()
-        data["layer_work"] = {name: work.to_json() for name, work in self.layer_work.items()}
+        data["layer_work"] = {name: list(work) for name, work in self.layer_work.items()}
         return data
 
     @classmethod
@@ -101,7 +101,7 @@ class Evaluation:
                 "measurement": None if data["measurement"] is None else Measurement.from_json(data["measurement"]),
                 "recipe": None if data["recipe"] is None else Recipe(**data["recipe"]),
                 "kernels": tuple(Kernel(**kernel) for kernel in data["kernels"]),
-                "layer_work": {name: LayerWork.from_json(work) for name, work in data.get("layer_work", {}).items()},
+                "layer_work": {name: LayerWork(*work) for name, work in data.get("layer_work", {}).items()},
                 "rungs": tuple(Rung(**{**rung, "loss": Interval(**rung["loss"])}) for rung in data.get("rungs", ())),
                 "work": None if data.get("work") is None else Work(**data["work"]),
             }

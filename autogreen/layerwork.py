@@ -2,8 +2,7 @@
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from autogreen.engines import Product
 
@@ -11,9 +10,9 @@ if TYPE_CHECKING:
     from autogreen.techniques.trace import Layer
 
 
-@dataclass(frozen=True, kw_only=True)
-class LayerWork:
-    """Of a convolution or linear layer in one call.
+class LayerWork(NamedTuple):
+    """Of a convolution or linear layer in one call. A study holds one a layer a trial, so it is a tuple: short in JSON,
+    quick to read back.
 
     width: output channels or features, after pruning. macs: multiply-accumulates of all its runs, for the whole batch.
     time_share: of the call's time in a profile, from 0 to 1; None where the profile does not show the layer alone.
@@ -22,16 +21,6 @@ class LayerWork:
     width: int
     macs: int
     time_share: float | None = None
-
-    def to_json(self) -> list[float | None]:
-        """Short, because a study keeps one a layer a trial."""
-        return [self.width, self.macs, self.time_share]
-
-    @classmethod
-    def from_json(cls, data: Sequence[float | None]) -> "LayerWork":
-        width, macs, share = data
-        assert width is not None and macs is not None, "only the share may be unknown"
-        return cls(width=int(width), macs=int(macs), time_share=share)
 
 
 def by_layer(

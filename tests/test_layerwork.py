@@ -96,7 +96,7 @@ def test_a_layer_that_no_product_shows_alone_has_no_time() -> None:
 def test_an_evaluation_keeps_it_and_one_of_before_has_none(tmp_path: Path) -> None:
     work = {"a": LayerWork(width=8, macs=128, time_share=0.5), "b": LayerWork(width=4, macs=64)}
     evaluation = scripted_evaluation(0.01, 0.5)
-    data = {**evaluation.to_json(), "layer_work": {name: one.to_json() for name, one in work.items()}}
+    data = {**evaluation.to_json(), "layer_work": {name: list(one) for name, one in work.items()}}
     assert Evaluation.from_json(data).layer_work == work
     assert Evaluation.from_json(data).to_json() == data
     del data["layer_work"]
