@@ -170,7 +170,8 @@ class Experiment:
         return f"{name}({', '.join(f'{key}={value}' for key, value in (settings or {}).items())})"
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data for records; without the name it is an experiment again, unless its model was given in Python."""
+        """Plain data for records. Without the name, and what is None, it is an experiment again, unless its model was
+        given in Python."""
         values = {name: getattr(self, name) for name in _SCALARS}
         held = {name: getattr(self, name) for name in _PARTS}
         parts = {name: None if part is None else asdict(part) for name, part in held.items()}
