@@ -152,7 +152,7 @@ class Sides:
                 f"From {a} to {b}: {len(self.gained)} of {len(self.theirs)} members are gained, {len(self.lost)} of "
                 f"{len(self.ours)} lost to better ones; {both} on both fronts, {behind} of {b} beaten by {a}.",
                 f"Hypervolume to a loss of {loss:g} and {ratio:.3g} times the baseline's energy: {area_a:.4f} and "
-                f"{area_b:.4f}, by {plain_spread(gain)} more: {verdict}.",
+                f"{area_b:.4f}, a difference of {plain_spread(gain)}: {verdict}.",
                 self.axis,
             ]
         )
