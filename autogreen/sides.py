@@ -36,8 +36,8 @@ ONE = Interval(mean=1.0, low=1.0, high=1.0)
 @dataclass(frozen=True, kw_only=True)
 class Line:
     """One policy that is on at least one of the fronts. a, b: its place as each study measured it, on the shared axes;
-    None where a study did not. on_a, on_b: whether it is on that front. beaten_by: members of the other front that are
-    better beyond the noise."""
+    None where a study did not. on_a, on_b: whether it is on that front. beaten_by: where it is on one front alone, what
+    the other front has besides and is better beyond the noise."""
 
     id: str
     words: str
@@ -111,8 +111,7 @@ class Sides:
         in_b = theirs | {point.id: _onto(point, self.scale, self.a.baseline) for point in self.b.others}
         found = []
         for name in {**ours, **theirs}:
-            beaten = [p.id for p in self.theirs if name in ours and p.id != name and dominates(p, ours[name])]
-            beaten += [p.id for p in self.ours if name in theirs and p.id != name and dominates(p, theirs[name])]
+            beaten = _beaten(name, ours, theirs) + _beaten(name, theirs, ours)
             a, b = in_a.get(name), in_b.get(name)
             found.append(
                 Line(
@@ -122,7 +121,7 @@ class Sides:
                     b=b,
                     on_a=name in ours,
                     on_b=name in theirs,
-                    beaten_by=tuple(dict.fromkeys(beaten)),
+                    beaten_by=tuple(beaten),
                 )
             )
         return tuple(sorted(found, key=lambda line: (line.ratio, line.id)))
@@ -135,7 +134,7 @@ class Sides:
     @property
     def lost(self) -> tuple[Line, ...]:
         """What a's front had and b's beats."""
-        return tuple(line for line in self.lines if line.on_a and not line.on_b and line.beaten_by)
+        return tuple(line for line in self.lines if line.on_a and line.beaten_by)
 
     def summary(self) -> str:
         """What came out, in sentences."""
@@ -144,7 +143,7 @@ class Sides:
             verdict = "the intervals do not tell which reaches further"
         else:
             verdict = f"{b if gain.mean > 0 else a} reaches further, beyond the intervals"
-        behind = sum(line.on_b and not line.on_a and bool(line.beaten_by) for line in self.lines)
+        behind = sum(line.on_b and bool(line.beaten_by) for line in self.lines)
         both = sum(line.on_a and line.on_b for line in self.lines)
         loss, ratio = self.reference_point
         return " ".join(
@@ -241,6 +240,13 @@ class Sides:
             hypervolume(places.tolist(), reference)
             for places in means + spreads * chance.standard_normal((DRAWS, len(points), 2))
         ]
+
+
+def _beaten(name: str, own: Mapping[str, Point], other: Mapping[str, Point]) -> list[str]:
+    """By what the other front alone has; what its own front has too stands beside it there."""
+    if name not in own or name in other:
+        return []
+    return [point.id for point in other.values() if point.id not in own and dominates(point, own[name])]
 
 
 def _refuse_unlike(a: Results, b: Results) -> None:

@@ -11,7 +11,7 @@ import pytest
 from autogreen.errors import StudyError
 from autogreen.front import Front
 from autogreen.measurement import Interval
-from autogreen.point import hypervolume
+from autogreen.point import dominates, hypervolume
 from autogreen.policy import Effect
 from autogreen.report.sides import drawing, html
 from autogreen.results import Results
@@ -82,8 +82,18 @@ def test_policies_gained_lost_and_on_both() -> None:
 def test_a_study_beside_its_like_gains_nothing() -> None:
     found = sides(results(), results(study="b"))
     assert found.gained == found.lost == () and all(line.on_a and line.on_b for line in found.lines)
+    assert not any(line.beaten_by for line in found.lines)
     assert found.gain.mean == 0 and found.gain.low < 0 < found.gain.high
     assert "do not tell which reaches further" in found.summary() and found.warnings() == ()
+
+
+def test_what_both_fronts_hold_beats_no_member_of_either() -> None:
+    """By means layer0 is better than layer1, yet each study lets it stand, for nothing tells their losses apart."""
+    places = [(0.0010, 0.3), (0.0011, 0.31)]
+    found = sides(*(scripted_results(places, noise=(0.004, 0.001), study=name) for name in "ab"))
+    first, second = found.ours
+    assert dominates(first, second) and all(line.on_a and line.on_b for line in found.lines)
+    assert not any(line.beaten_by for line in found.lines)
 
 
 # --- axes -------------------------------------------------------------------------------------------------------------
