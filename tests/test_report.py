@@ -222,7 +222,7 @@ def test_a_layer_that_the_profile_does_not_show_is_said_to_be_unseen_and_not_to_
         work = dict(trial.evaluation.layer_work)
         if trial.evaluation.effect.id == knee:
             (first, one), (second, _), *_ = work.items()
-            work[first] = replace(one, time_share=None)
+            work[first] = one._replace(time_share=None)
             del work[second]  # pruned as a whole
         trials.append(replace(trial, evaluation=replace(trial.evaluation, layer_work=work)))
     front = Front.of(replace(found, trials=tuple(trials)))
