@@ -24,11 +24,12 @@ from autogreen import floor, hardware, quality
 from autogreen.anatomy import survey
 from autogreen.billing import Watch
 from autogreen.compress import compress, lower, restore
-from autogreen.engines import ENGINES, Program, Recipe, artifact_bytes, profile
+from autogreen.engines import ENGINES, Program, Recipe, artifact_bytes, profile, timing
 from autogreen.evaluation import Evaluation, Published, Request
 from autogreen.fidelity import Look, StopTraining, epochs
 from autogreen.kernels import Case, Kernels, keep, session
 from autogreen.kernels.bench import bench
+from autogreen.layerwork import by_layer
 from autogreen.measure import lease, measure, measure_beside, rest_w
 from autogreen.measurement import Interval, Measurement, Protocol
 from autogreen.meters import Meter, choose
@@ -142,7 +143,8 @@ class Evaluator(Workbench):
                 program = self._build(parts, trained, example, recipe, partial, watch.check)
             with watch.phase("scoring"):
                 ran = profile.trace(program, example)
-                by_layer = check_kernels(lowered, layers, ran.products, self.setup.device, recipe.engine)
+                kernels = check_kernels(lowered, layers, ran.products, self.setup.device, recipe.engine)
+                shares = timing.shares(program, example, ran.products)
                 scores = self._score(program, "validation")
                 size = artifact_bytes(partial)
                 found = Evaluation(
@@ -157,7 +159,8 @@ class Evaluator(Workbench):
                     memory_bytes=None if ran.peak_bytes is None else size + ran.peak_bytes,
                     recipe=recipe,
                     kernels=ran.kernels,
-                    layers=by_layer,
+                    layers=kernels,
+                    layer_work=by_layer(layers, kernels, ran.products, shares),
                     work=work,
                     rungs=tuple(look.rungs) if look else (),
                 )

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from autogreen.engines import Kernel, Recipe
 from autogreen.fidelity import Rung, Stakes
 from autogreen.floor import Work
+from autogreen.layerwork import LayerWork
 from autogreen.measurement import Interval, Measurement
 from autogreen.policy import Effect
 
@@ -50,6 +51,7 @@ class Evaluation:
     quality: mean score on validation. loss: reference minus this, paired per example; None for a reference.
     energy_per_item_j, latency_s: from `measurement`; ratio: energy per item over the reference's, interleaved.
     kernels: matrix kernels of one call, counted. layers: the one of them that ran each convolution and linear layer.
+    layer_work: of the same layers, what each is and does; empty where the engine or an older study does not tell.
     work: FLOPs and bytes of one call, at least. times_above_floor: joules over the least that this work can cost on the
     device (see `floor`), 1 or more within the intervals; None where nothing bounds it.
     size_bytes: the artifact's. memory_bytes: weights and the peak of what one call allocates; None where the engine
@@ -72,6 +74,7 @@ class Evaluation:
     recipe: Recipe | None = None
     kernels: tuple[Kernel, ...] = ()
     layers: Mapping[str, str] = field(default_factory=dict)
+    layer_work: Mapping[str, LayerWork] = field(default_factory=dict)
     work: Work | None = None
     times_above_floor: float | None = None
     rungs: tuple[Rung, ...] = ()
@@ -84,6 +87,7 @@ class Evaluation:
         data = asdict(self)
         data["effect"] = self.effect.parts
         data["measurement"] = None if self.measurement is None else self.measurement.to_json()
+        data["layer_work"] = {name: list(work) for name, work in self.layer_work.items()}
         return data
 
     @classmethod
@@ -101,6 +105,7 @@ class Evaluation:
                 "measurement": None if data["measurement"] is None else Measurement.from_json(data["measurement"]),
                 "recipe": None if data["recipe"] is None else Recipe(**data["recipe"]),
                 "kernels": tuple(Kernel(**kernel) for kernel in data["kernels"]),
+                "layer_work": {name: LayerWork(*work) for name, work in data.get("layer_work", {}).items()},
                 "rungs": tuple(Rung(**{**rung, "loss": Interval(**rung["loss"])}) for rung in data.get("rungs", ())),
                 "work": None if data.get("work") is None else Work(**data["work"]),
             }

@@ -161,9 +161,11 @@ class Front:
     @property
     def break_even_items(self) -> float | None:
         """Items after which the cheapest member has paid the search's joules back; None when nothing saves."""
-        if not self.members:
-            return None
-        saved_j = self.baseline.energy_per_item_j.mean - self.members[0].energy_per_item_j.mean
+        return self.paid_back_after(self.members[0]) if self.members else None
+
+    def paid_back_after(self, point: Point) -> float | None:
+        """Items after which a policy has paid the search's joules back; None when it saves nothing."""
+        saved_j = self.baseline.energy_per_item_j.mean - point.energy_per_item_j.mean
         return self.results.bill.energy_j / saved_j if saved_j > 0 else None
 
     def pick(self, rule: str) -> Point:

@@ -9,7 +9,7 @@ from typing import Any
 from autogreen import files
 from autogreen.carbon import J_PER_WH
 from autogreen.front import Front
-from autogreen.picture import series, title, window
+from autogreen.picture import series, shown, title, window
 from autogreen.point import Point
 from autogreen.wording import plain_spread, quantity, spread, times
 
@@ -140,7 +140,7 @@ def _note(front: Front) -> str:
 
 
 def _layout(front: Front) -> dict[str, Any]:
-    (left, right), (bottom, top) = window(front)
+    (left, right), (bottom, top) = window(shown(front))
     energy = f"energy per {escape(front.results.item, quote=False)}, {front.results.tier} (J)"
     return {
         "template": "plotly_white",

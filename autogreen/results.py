@@ -53,8 +53,9 @@ class Results:
     """item: what is counted. baseline: the reference in its best runtime; plain: in plain use (eager). controls: by
     name. published: by evaluation key; seeds: by the same, the trainings from other seeds. reference_point: (loss,
     energy ratio) of the hypervolume, fixed when the study began. max_loss: the quality floor, as a loss against the
-    baseline, or None. experiment: as resolved. between: of two evaluation keys, by how much the first loses more than
-    the second on the same validation examples; None where the scores are gone.
+    baseline, or None. experiment: as resolved. fingerprint: what identifies the study, by name. between: of two
+    evaluation keys, by how much the first loses more than the second on the same validation examples; None where the
+    scores are gone.
     """
 
     study: str
@@ -74,6 +75,7 @@ class Results:
     reference_point: tuple[float, float]
     max_loss: float | None
     bill: Bill
+    fingerprint: Mapping[str, str] = field(default_factory=dict)
     between: Callable[[str, str], Interval | None] = lambda worse, better: None
 
     @property

@@ -239,6 +239,7 @@ class Store:
             reference_point=tuple(facts["reference_point"]),
             max_loss=facts["max_loss"],
             bill=self.bill,
+            fingerprint=self.get("fingerprint", {}),
             between=self.between,
         )
 

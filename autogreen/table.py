@@ -1,4 +1,4 @@
-"""The front as a table for the terminal."""
+"""The front, and two of them side by side, as tables for the terminal."""
 
 from rich.table import Table
 from rich.text import Text
@@ -6,6 +6,7 @@ from rich.text import Text
 from autogreen.carbon import J_PER_WH
 from autogreen.front import Front
 from autogreen.point import Point
+from autogreen.sides import Sides
 from autogreen.wording import plain_spread, quantity, spread, times
 
 
@@ -50,6 +51,31 @@ def front_table(front: Front) -> Table:
     for point in front.references:
         add("", point)
     return table
+
+
+def sides_table(sides: Sides) -> Table:
+    """Every policy of either front at its place in both studies. ● on that study's front, ○ measured but not on it."""
+    a, b = sides.names
+    results = sides.a.results
+    table = Table(title=Text(f"{a} and {b}: {results.task}, energy {results.tier} over the baseline of {a}"))
+    for head in ("policy", f"loss in {a}", "energy", f"loss in {b}", "energy", "beaten by", "what it does"):
+        table.add_column(Text(head), no_wrap=head == "policy", overflow="fold")
+    for line in sides.lines:
+        cells = (
+            line.id,
+            *_placed(line.a, line.on_a),
+            *_placed(line.b, line.on_b),
+            ", ".join(line.beaten_by[:3]) + (" …" if line.beaten_by[3:] else ""),
+            line.words,
+        )
+        table.add_row(*(Text(cell) for cell in cells))
+    return table
+
+
+def _placed(point: Point | None, on_front: bool) -> tuple[str, str]:
+    if point is None:
+        return "", ""
+    return plain_spread(point.loss), f"{'●' if on_front else '○'} {plain_spread(point.ratio, 3)}"
 
 
 def _bill(front: Front) -> str:

@@ -27,6 +27,16 @@ def times(value: float) -> str:
     return f"{value:.0f}×" if value >= 10 else f"{value:.1f}×"
 
 
+def percent(share: float) -> str:
+    """``percent(0.163)`` is ``16 %``."""
+    return f"{100 * share:.0f} %"
+
+
+def about(count: float) -> str:
+    """Three significant digits, written out: ``about(1609602)`` is ``1,610,000``."""
+    return f"{round(count, min(0, 2 - math.floor(math.log10(count)))):,.0f}" if count >= 1 else "1"
+
+
 def plain_spread(interval: Interval, places: int = 4) -> str:
     """A dimensionless mean and its ends: ``0.0031 (−0.0004 to 0.0066)``."""
     mean, low, high = (

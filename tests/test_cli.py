@@ -58,6 +58,23 @@ def test_front_as_json_page_and_table(place):
     assert "baseline" in run(place, "front", "corners")
 
 
+def test_two_fronts_side_by_side_as_table_json_and_page(place):
+    assert "0 of corners beaten by corners" in run(place, "front", "corners", "corners")
+    told = json.loads(run(place, "front", "corners", "corners", "--json", "--html", "sides.html"))
+    assert told["gained"] == told["lost"] == [] and told["hypervolume"]["gain"]["mean"] == 0
+    assert "side by side" in (place / "sides.html").read_text()
+    assert "There are: corners" in run(place, "front", "corners", "cornrs", code=1)
+
+
+def test_a_report_stands_beside_the_study_or_where_it_is_wanted(place):
+    assert run(place, "report", "corners").strip() == "runs/corners/report.html"
+    page = (place / "runs" / "corners" / "report.html").read_text()
+    assert "Where the joules go" in page and "everything else" in page  # a real sweep tells the time of layers
+    run(place, "report", "corners", "--to", "told.html")
+    assert (place / "told.html").read_text() == page
+    assert "There are: corners" in run(place, "report", "cornrs", code=1)
+
+
 def test_export_verify_and_a_flipped_byte(place):
     run(place, "export", "corners", "--pick", "cheapest", "--to", "bundle")
     assert "every hash" in run(place, "verify", "bundle")

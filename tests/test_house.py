@@ -75,6 +75,7 @@ def test_the_spine_imports_faces_never_members():
             "techniques.quantization.schemes",
             "techniques.trace",
             "engines.profile",
+            "engines.timing",
         },
         "autogreen.workbench": {"tasks.trees"},
         "autogreen.doctor": {"techniques.quantization.schemes"},

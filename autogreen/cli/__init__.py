@@ -1,8 +1,8 @@
 """The command line: picks files and prints; it holds no knobs of its own. All of it is also plain Python.
 
-searching   sweep, measure, apply
-looking     front, compare, ui
-shipping    export, verify, check, register, promote
+searching   sweep, measure, remeasure, apply
+looking     front, report, compare, ui
+shipping    export, convert, verify, check, register, promote
 machine     kernels, doctor, list
 """
 

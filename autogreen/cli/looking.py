@@ -2,27 +2,34 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from autogreen.cli.app import app
-from autogreen.cli.printing import RUNS, Runs, TrustNativeCode, print_json, protocol_changes, show
+from autogreen.cli.printing import RUNS, Runs, TrustNativeCode, print_json, protocol_changes, show, show_sides
 from autogreen.errors import ConfigError
+
+if TYPE_CHECKING:
+    from autogreen.front import Front
 
 
 @app.command()
 def front(
     name: str,
+    other: Annotated[str, typer.Argument(help="A second study, to see its front beside the first one's.")] = "",
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-    html: Annotated[Path | None, typer.Option(help="Write the interactive page to this file.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write the page to this file.")] = None,
     runs: Runs = RUNS,
 ) -> None:
-    """Show the front of a study."""
+    """Show the front of a study, or of two side by side."""
     from autogreen.front import Front
     from autogreen.store import Store
 
     found = Front.of(Store.open(runs / name).results())
+    if other:
+        _beside(found, Front.of(Store.open(runs / other).results()), json=json, html=html)
+        return
     if html is not None:
         from autogreen.page import write_page
 
@@ -31,6 +38,36 @@ def front(
         print_json(found.to_json())
     else:
         show(found)
+
+
+def _beside(a: "Front", b: "Front", *, json: bool, html: Path | None) -> None:
+    from autogreen.sides import Sides
+
+    sides = Sides.of(a, b)
+    if html is not None:
+        from autogreen.report import write_sides
+
+        write_sides(sides, html)
+    if json:
+        print_json(sides.to_json())
+    else:
+        show_sides(sides)
+
+
+@app.command()
+def report(
+    name: str,
+    to: Annotated[Path | None, typer.Option(help="File to write; by default report.html beside the study.")] = None,
+    runs: Runs = RUNS,
+) -> None:
+    """Write one page that tells what a study found: for a phone, a printer, a mail; it needs no network."""
+    from autogreen.front import Front
+    from autogreen.report import write
+    from autogreen.store import Store
+
+    file = to or runs / name / "report.html"
+    write(Front.of(Store.open(runs / name).results()), file)
+    print(file)
 
 
 @app.command()

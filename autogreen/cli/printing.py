@@ -49,6 +49,15 @@ def show(front: Any) -> None:
         console.print(verdict, highlight=False, soft_wrap=True)
 
 
+def show_sides(sides: Any) -> None:
+    from autogreen.table import sides_table
+
+    console = terminal()
+    console.print(sides_table(sides))
+    for said in (sides.summary(), *sides.warnings()):
+        console.print(said, highlight=False, soft_wrap=True)
+
+
 def terminal() -> Any:
     from rich.console import Console
 

@@ -31,13 +31,14 @@ def signature(model: nn.Module, example: Inputs) -> Any:
 class Layer:
     """A convolution or linear layer that runs. calls: in one forward pass. rows: of its matrix product for one example.
     macs: multiply-accumulates of one call, of all examples. first_fed: the first layer that reads the same tensor
-    (itself where it reads alone)."""
+    (itself where it reads alone). place: among all layers, by when each first ran."""
 
     module: nn.Conv2d | nn.Linear
     calls: int
     rows: int
     macs: int
     first_fed: str
+    place: int
 
     @property
     def width(self) -> int:
@@ -89,6 +90,7 @@ def layers(model: nn.Module, example: Inputs) -> dict[str, Layer]:
         for handle in handles:
             handle.remove()
     first: dict[Any, str] = {}
+    places = {name: place for place, name in enumerate(fed_by)}
     for name in fed_by:  # in the order in which they ran
         first.setdefault(fed_by[name], name)
     return {
@@ -98,6 +100,7 @@ def layers(model: nn.Module, example: Inputs) -> dict[str, Layer]:
             rows=products[name],
             macs=macs[name],
             first_fed=first[fed_by[name]],
+            place=places[name],
         )
         for name, module in found
         if name in calls
