@@ -54,7 +54,8 @@ class Results:
     name. published: by evaluation key; seeds: by the same, the trainings from other seeds. reference_point: (loss,
     energy ratio) of the hypervolume, fixed when the study began. max_loss: the quality floor, as a loss against the
     baseline, or None. experiment: as resolved. between: of two evaluation keys, by how much the first loses more than
-    the second on the same validation examples; None where the scores are gone.
+    the second on the same validation examples; None where the scores are gone. data: digest of what identifies the
+    task's model, data and code; empty in studies from before it was kept.
     """
 
     study: str
@@ -75,6 +76,7 @@ class Results:
     max_loss: float | None
     bill: Bill
     between: Callable[[str, str], Interval | None] = lambda worse, better: None
+    data: str = ""
 
     @property
     def carbon(self) -> Carbon | None:

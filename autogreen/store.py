@@ -70,6 +70,18 @@ class Store:
         return cls(folder, _study(folder))
 
     @classmethod
+    def newest(cls, runs: Path) -> Path:
+        """Folder of the study that was written last.
+
+        Raises:
+            StudyError: there is none.
+        """
+        found = list(runs.glob("*/study.db"))
+        if not found:
+            raise StudyError(f"no study in {runs}/. Run `autogreen sweep EXPERIMENT.yaml` first.")
+        return max(found, key=lambda path: path.stat().st_mtime).parent
+
+    @classmethod
     def discard(cls, folder: Path) -> None:
         """Delete a study, unless a process drives it."""
         if (folder / "lock").exists():
@@ -238,6 +250,7 @@ class Store:
             max_loss=facts["max_loss"],
             bill=self.bill,
             between=self.between,
+            data=facts.get("data", ""),
         )
 
 

@@ -1,7 +1,7 @@
 """The command line: picks files and prints; it holds no knobs of its own. All of it is also plain Python.
 
 searching   sweep, measure
-looking     front, compare, ui
+looking     front, compare, sync, ui
 shipping    export, verify
 machine     kernels, doctor, list
 """

@@ -1,0 +1,73 @@
+"""MLflow's server on the studies' own database, for as long as somebody looks."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from autogreen.errors import ConfigError, TrackingError
+
+START_S = 120.0  # a first start migrates the database
+
+
+@contextmanager
+def serving(runs: Path, port: int) -> "Iterator[subprocess.Popen[str]]":
+    """Serve `runs/mlflow.db` and `runs/mlartifacts` on this machine alone; yield the server once it answers.
+
+    Raises:
+        ConfigError: the port is taken.
+        TrackingError: the server ended, or did not answer within two minutes.
+    """
+    refuse_taken(port)
+    place = runs.resolve()
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", f"sqlite:///{place / 'mlflow.db'}"]
+    command += ["--artifacts-destination", str(place / "mlartifacts"), "--uvicorn-opts", "--log-level warning"]
+    # what needs accounts, language models or a network is not what these pages are for
+    quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    server = subprocess.Popen(
+        command, env={**os.environ, **quiet}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        _wait(server, f"http://127.0.0.1:{port}")
+        yield server
+    finally:
+        server.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            server.wait(10)
+        server.kill()
+
+
+def refuse_taken(port: int) -> None:
+    """
+    Raises:
+        ConfigError: something listens on the port.
+    """
+    with socket.socket() as trial:
+        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            trial.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise ConfigError(
+                f"port {port} cannot be used: {error.strerror}. If an earlier `autogreen ui` or MLflow runs there, use "
+                "its window or stop it; else choose another with --port."
+            ) from error
+
+
+def _wait(server: "subprocess.Popen[str]", address: str) -> None:
+    until = time.monotonic() + START_S
+    while time.monotonic() < until:
+        if server.poll() is not None:
+            told = (server.stderr.read() if server.stderr else "").strip().splitlines()
+            why = told[-1] if told else f"it ended with code {server.returncode}"
+            raise TrackingError(f"MLflow's server did not start: {why}. Mend that and run it again.")
+        with suppress(urllib.error.URLError, OSError), urllib.request.urlopen(f"{address}/health", timeout=5):
+            return
+        time.sleep(0.1)
+    raise TrackingError(f"MLflow's server did not answer at {address} within {START_S:.0f} s. Run it again.")
