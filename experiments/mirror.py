@@ -97,13 +97,16 @@ def opened(link: str) -> dict[str, float]:
     for flag in ("headless", "no-sandbox", "disable-gpu", "disable-background-networking", "window-size=1300,1400"):
         options.add_argument(f"--{flag}")
     browser = webdriver.Chrome(options=options, service=Service("/usr/bin/chromedriver"))
-    drawn = "return [...document.querySelectorAll('.js-plotly-plot')].map(p => p.data.map(t => [t.type, t.x?.length]))"
+    marks = "return [...document.querySelectorAll('.js-plotly-plot')].map(p => p.data[0].x?.length ?? 0)"
+    axes = "return [...document.querySelectorAll('svg text')].filter(t => t.textContent.startsWith('quanti')).length"
     try:
         began = time.monotonic()
         browser.get(link)
-        while len(charts := browser.execute_script(drawn)) < 2 and time.monotonic() - began < 60:
+        while not ((drawn := browser.execute_script(marks)) and browser.execute_script(axes)):
+            if time.monotonic() - began > 60:
+                raise SystemExit("the view was not drawn within a minute")
             time.sleep(0.1)
-        return {"view_s": round(time.monotonic() - began, 2), "charts": len(charts), "marks": len(charts[0])}
+        return {"view_s": round(time.monotonic() - began, 2), "marks": drawn[0]}
     finally:
         browser.quit()
 

@@ -98,15 +98,19 @@ def data(front: Front) -> Data | None:
 
 def children(front: Front) -> Iterator[Run]:
     """Every child run within MLflow's limits: references, controls, finished trials."""
-    drawn = {point.evaluation.key: kind for kind in series(front) for point in kind.points}
-    for run, evaluation in _children(front):
-        if evaluation is not None and (kind := drawn.get(evaluation.key)) is not None:
+    drawn = {
+        f"trial {point.trial.number}" if point.trial else point.name: kind
+        for kind in series(front)
+        for point in kind.points
+    }
+    for run in _children(front):
+        if (kind := drawn.get(run.name)) is not None:
             seen = {"autogreen.order": ORDER[kind.symbol], "mlflow.runColor": kind.colour}
             run = replace(run, tags={**run.tags, **seen})
         yield run.within_limits()
 
 
-def _children(front: Front) -> Iterator[tuple[Run, Evaluation | None]]:
+def _children(front: Front) -> Iterator[Run]:
     results = front.results
     placed = {point.evaluation.key: point for point in (*front.members, *front.others, *front.references)}
     on_front = {point.trial.number for point in front.members if point.trial}
@@ -115,14 +119,13 @@ def _children(front: Front) -> Iterator[tuple[Run, Evaluation | None]]:
         role = "reference" if name in ("baseline", "plain use") else "control"
         told = {"state": evaluation.status, "role": role, "on_front": "false"}
         told |= {"tier": results.tier, "boundary": results.boundary}
-        run = Run(
+        yield Run(
             key=f"{role} {name}",
             name=name,
             metrics=_metrics(evaluation, placed.get(evaluation.key), results.carbon),
             tags=told | {"policy_id": evaluation.effect.id},
             files=_files(evaluation, evaluation.effect.parts),
         )
-        yield run, evaluation
     for trial in results.trials:
         if trial.state == "waiting":
             continue
@@ -137,7 +140,7 @@ def _children(front: Front) -> Iterator[tuple[Run, Evaluation | None]]:
             "boundary": results.boundary,
             "autogreen.trial": trial.number,
         }
-        run = Run(
+        yield Run(
             key=f"trial {trial.number}",
             name=f"trial {trial.number}",
             status="FAILED" if trial.state == "failed" else "FINISHED",
@@ -148,7 +151,6 @@ def _children(front: Front) -> Iterator[tuple[Run, Evaluation | None]]:
             | ({"reason": trial.reason} if trial.reason else {}),
             files=_files(found, trial.policy),
         )
-        yield run, found
 
 
 def parent(front: Front) -> Run:

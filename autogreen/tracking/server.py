@@ -1,6 +1,7 @@
 """MLflow's server on the studies' own database, for as long as somebody looks."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from autogreen.errors import ConfigError, TrackingError
 
@@ -31,17 +33,19 @@ def serving(runs: Path, port: int) -> "Iterator[subprocess.Popen[str]]":
     command += ["--artifacts-destination", str(place / "mlartifacts"), "--uvicorn-opts", "--log-level warning"]
     # what needs accounts, language models or a network is not what these pages are for
     quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    server = subprocess.Popen(
-        command, env={**os.environ, **quiet}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
+    pipes: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    # a group of its own, for it starts processes that would outlive it
+    server = subprocess.Popen(command, env={**os.environ, **quiet}, start_new_session=True, **pipes)
     try:
         _wait(server, f"http://127.0.0.1:{port}")
         yield server
     finally:
-        server.terminate()
-        with suppress(subprocess.TimeoutExpired):
-            server.wait(10)
-        server.kill()
+        for ask in (signal.SIGTERM, signal.SIGKILL):
+            with suppress(ProcessLookupError, subprocess.TimeoutExpired):
+                os.killpg(server.pid, ask)
+                server.wait(10)
+        if server.stderr:
+            server.stderr.close()
 
 
 def refuse_taken(port: int) -> None:
