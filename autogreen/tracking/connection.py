@@ -67,7 +67,9 @@ class Server:
             return MlflowClient(tracking_uri=self.address)
         self.runs.mkdir(parents=True, exist_ok=True)
         client = MlflowClient(tracking_uri=self.address)
-        _hasten(client._tracking_client.store.engine)
+        with _lock_file(self.address).open("a") as lock:  # MLflow's migrations break where two begin them
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            _hasten(client._tracking_client.store.engine)
         return client
 
 
@@ -210,9 +212,7 @@ def alone(study: str, server: Server, waiting: Callable[[str], object] | None = 
     waiting: told of once when another process must be waited for; None: nothing is waited for. Yields whether the
     mirror is ours.
     """
-    digest = sha256(f"{study} {server.address}".encode()).hexdigest()[:16]
-    path = Path(tempfile.gettempdir()) / f"autogreen-mirror-{os.getuid()}-{digest}.lock"
-    with path.open("a+") as lock:
+    with _lock_file(f"{study} {server.address}").open("a+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -226,3 +226,8 @@ def alone(study: str, server: Server, waiting: Callable[[str], object] | None = 
         lock.write(str(os.getpid()))
         lock.flush()
         yield True
+
+
+def _lock_file(what: str) -> Path:
+    digest = sha256(what.encode()).hexdigest()[:16]
+    return Path(tempfile.gettempdir()) / f"autogreen-mirror-{os.getuid()}-{digest}.lock"
