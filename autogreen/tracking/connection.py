@@ -66,9 +66,9 @@ class Server:
         if self.uri is not None:
             return MlflowClient(tracking_uri=self.address)
         self.runs.mkdir(parents=True, exist_ok=True)
-        client = MlflowClient(tracking_uri=self.address)
         with _lock_file(self.address).open("a") as lock:  # MLflow's migrations break where two begin them
             fcntl.flock(lock, fcntl.LOCK_EX)
+            client = MlflowClient(tracking_uri=self.address)
             _hasten(client._tracking_client.store.engine)
         return client
 
