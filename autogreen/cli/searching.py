@@ -9,7 +9,7 @@ from autogreen.cli.app import app
 from autogreen.cli.printing import RUNS, Runs, follow, print_json, show
 from autogreen.errors import TrackingError
 
-MIRROR_S = 60.0  # that a finished sweep waits for a mirror that is being filled
+MIRROR_S = 30.0  # that a finished sweep waits for a mirror that is being filled
 
 
 @app.command()
