@@ -19,6 +19,8 @@ from autogreen.front import Front
 from autogreen.point import Point
 from autogreen.wording import quantity
 
+MANY = 300  # marks of one kind, from which on each tells its name and place alone: pictures of thousands stay small
+
 
 class Series(NamedTuple):
     """Marks of one kind. symbol: of Plotly; colours are Okabe and Ito's, made for eyes without colour vision."""
@@ -121,6 +123,9 @@ class _Canvas:
             f"M{self.x(energy.low):.1f} {y:.1f}H{self.x(energy.high):.1f}"
             f"M{x:.1f} {self.y(loss.low):.1f}V{self.y(loss.high):.1f}"
         )
+        if len(kind.points) > MANY:
+            yield _symbol(kind, x, y)
+            return
         faint = 0.35 if kind.symbol.startswith("x") else 0.8
         yield f'<path d="{bars}" stroke="{kind.colour}" stroke-opacity="{faint}" fill="none"/>'
         yield f"<g><title>{escape(point.name)}: {escape(point.words)}</title>{_symbol(kind, x, y)}</g>"

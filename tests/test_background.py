@@ -22,7 +22,7 @@ from autogreen.errors import TrackingError
 from autogreen.front import Front
 from autogreen.store import Store
 from autogreen.sweep import sweep
-from autogreen.tracking import Background, Server, background, find, sync
+from autogreen.tracking import Background, Server, find, sync, worker
 
 # MLflow's own use of SQLAlchemy
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
@@ -71,7 +71,7 @@ def test_it_is_filled_while_the_sweep_runs_and_waits_while_somebody_measures(fin
             assert measure.lease_is_held()
             time.sleep(2)
             assert not (tmp_path / "mlflow.db").exists()
-            assert seen_by(mirror).nice() == background.NICE
+            assert seen_by(mirror).nice() == worker.NICE
         assert not measure.lease_is_held()
         until(lambda: (tmp_path / "mlflow.db").exists() and find(front, server))  # nobody told it to finish
         assert mirror.finish(60) == find(front, server)
