@@ -447,6 +447,8 @@ def test_identity_survives_growth_and_a_copy_through_json() -> None:
 def test_names_stay_distinct() -> None:
     found = names_of(["a(b", "a)b", "a_b", "ok.name/x y"])
     assert len(set(found.values())) == 4 and {"ok.name/x y", "a_b"} <= set(found.values())
+    twice = names_of(["pruning.ratio:conv1", "pruning[conv1].ratio", "quantization[block a.0].scheme"])
+    assert len(set(twice.values())) == 3 and twice["quantization[block a.0].scheme"] == "quantization.scheme:block a.0"
     assert cut("x" * 10, 10) == "x" * 10
     assert len(cut("x" * 99, 50)) == 50 and cut("x" * 99, 50).endswith("(99 characters, cut)")
 

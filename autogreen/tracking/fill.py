@@ -11,7 +11,8 @@ last sees both.
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -119,6 +120,7 @@ class Mirror:
     ) -> None:
         self.server, self.study, self._pause, self._report = server, study, pause, report
         self.reached, self.written = False, 0
+        self._maker = uuid.uuid4().hex
         self._client: Any = None
         self.forget()
 
@@ -144,7 +146,7 @@ class Mirror:
             self.reached = True
             wanted = list(children(front))
             while self._children(front.results.study, wanted) and settle:
-                self._held = None  # what this pass made may have been made by others too
+                self._merge(self._listed(f" AND tags.`autogreen.maker` != '{self._maker}'"))
             self._sweep(front)
             self._view(front)
             held = self._known()
@@ -159,8 +161,8 @@ class Mirror:
         common = {"autogreen.id": self.study, "autogreen.study": name}
         if "sweep" not in known:
             self._create("sweep", name, common)
-            self._held, made = None, 1  # everyone must hang their runs below the same one
-            known = self._known()
+            self._merge(self._listed(" AND tags.`autogreen.key` = 'sweep'"))  # all runs must hang below the same one
+            made = 1
         common["mlflow.parentRunId"] = known["sweep"].run_id
         for done, run in enumerate(wanted):
             held = known.get(run.key)
@@ -191,7 +193,8 @@ class Mirror:
         return held.status == run.status and held.tags.get("autogreen.digest") == run.digest
 
     def _create(self, key: str, name: str, tags: Mapping[str, Any]) -> Held:
-        texts = {**{tag: str(value) for tag, value in tags.items()}, "autogreen.key": key}
+        told = {**tags, "autogreen.key": key, "autogreen.maker": self._maker}
+        texts = {tag: str(value) for tag, value in told.items()}
         run = self._client.create_run(self._experiment_id, tags=texts, run_name=cut(name, KEY_CHARACTERS))
         held = _held(run)
         self._known()[key] = held
@@ -277,25 +280,27 @@ class Mirror:
         """Runs of this study by key, each once."""
         if self._held is None:
             self._held = {}
-            for key, held in self._listed():
-                other = self._held.get(key)
-                stays, goes = sorted((held, other or held), key=lambda found: (found.start_ms, found.run_id))
-                if goes is not stays:
-                    self._delete(goes.run_id)
-                self._held[key] = stays
+            self._merge(self._listed())
         return self._held
 
-    def _listed(self) -> Iterator[tuple[str, Held]]:
-        token = None
+    def _merge(self, listed: Iterable[tuple[str, Held]]) -> None:
+        known = self._known()
+        for key, held in listed:
+            other = known.get(key, held)
+            if other.run_id != held.run_id:
+                held, goes = sorted((held, other), key=lambda found: (found.start_ms, found.run_id))
+                self._delete(goes.run_id)
+            known[key] = held
+
+    def _listed(self, more: str = "") -> list[tuple[str, Held]]:
+        found, token = [], None
         while True:
             self._pause()
-            query = f"tags.`autogreen.id` = '{self.study}'"
+            query = f"tags.`autogreen.id` = '{self.study}'{more}"
             page = self._client.search_runs([self._experiment_id], query, max_results=PAGE, page_token=token)
-            for run in page:
-                if key := run.data.tags.get("autogreen.key"):
-                    yield key, _held(run)
+            found += [(key, _held(run)) for run in page if (key := run.data.tags.get("autogreen.key"))]
             if not (token := page.token):
-                return
+                return found
 
     def _delete(self, run_id: str) -> None:
         from mlflow.exceptions import MlflowException

@@ -74,7 +74,9 @@ class Run:
         params = {names[key]: cut(value, PARAM_CHARACTERS) for key, value in self.params.items()}
         tags = {key: cut(value, TAG_CHARACTERS) for key, value in self.tags.items()}
         changed = {
-            key: value for key, value in self.params.items() if names[key] != key or params[names[key]] != str(value)
+            key: value
+            for key, value in self.params.items()
+            if names[key] != spelt(key) or params[names[key]] != str(value)
         }
         changed |= {key: value for key, value in self.tags.items() if tags[key] != str(value)}
         files = {**self.files, UNCUT: _json(changed)} if changed else self.files
@@ -264,16 +266,22 @@ def _table(front: Front) -> dict[str, Any]:
 
 
 def names_of(keys: Iterable[str]) -> dict[str, str]:
-    """Each key's legal and distinct name: letters, digits and ``_-./: ``; what was changed carries a digest."""
-    names = {}
+    """Each key's legal and distinct name: letters, digits and ``_-./: ``; what had to be changed carries a digest."""
+    names: dict[str, str] = {}
     for key in keys:
-        legal = re.sub(r"[^\w\-./: ]", "_", str(key), flags=re.ASCII)
+        legal = re.sub(r"[^\w\-./: ]", "_", spelt(key), flags=re.ASCII)
         if os.path.normpath(legal) != legal or legal.startswith(("/", "..")):  # MLflow takes a name for a path
             legal = legal.replace("/", "_").replace("..", "_")
-        if legal != key or len(legal) > KEY_CHARACTERS:
-            legal = f"{legal[: KEY_CHARACTERS - 10]}_{hashlib.sha256(str(key).encode()).hexdigest()[:8]}"
+        if legal != spelt(key) or len(legal) > KEY_CHARACTERS or legal in names.values():
+            legal = f"{legal[: KEY_CHARACTERS - 10]}_{hashlib.sha256(key.encode()).hexdigest()[:8]}"
         names[key] = legal
     return names
+
+
+def spelt(key: str) -> str:
+    """A knob without the brackets that MLflow refuses: ``pruning[conv1].ratio`` is ``pruning.ratio:conv1``, which still
+    tells section and layer where a page shows the first and last letters alone."""
+    return re.sub(r"^(\w+)\[(.+)\]\.(\w+)$", r"\1.\3:\2", key)
 
 
 def cut(value: Any, most: int) -> str:
