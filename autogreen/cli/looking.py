@@ -1,5 +1,6 @@
 """Commands that look at what was found."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -100,4 +101,5 @@ def ui(
     with serving(runs, port) as process:
         print(f"{link}\n(Ctrl-C stops it)", flush=True)
         browse(link)
-        process.wait()
+        with suppress(KeyboardInterrupt):
+            process.wait()

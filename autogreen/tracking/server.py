@@ -5,13 +5,14 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from autogreen.errors import ConfigError, TrackingError
 
@@ -33,19 +34,18 @@ def serving(runs: Path, port: int) -> "Iterator[subprocess.Popen[str]]":
     command += ["--artifacts-destination", str(place / "mlartifacts"), "--uvicorn-opts", "--log-level warning"]
     # what needs accounts, language models or a network is not what these pages are for
     quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    pipes: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-    # a group of its own, for it starts processes that would outlive it
-    server = subprocess.Popen(command, env={**os.environ, **quiet}, start_new_session=True, **pipes)
-    try:
-        _wait(server, f"http://127.0.0.1:{port}")
-        yield server
-    finally:
-        for ask in (signal.SIGTERM, signal.SIGKILL):
-            with suppress(ProcessLookupError, subprocess.TimeoutExpired):
-                os.killpg(server.pid, ask)
-                server.wait(10)
-        if server.stderr:
-            server.stderr.close()
+    with tempfile.TemporaryFile("w+") as log:
+        pipes: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": log, "text": True}
+        # a group of its own, for it starts processes that would outlive it
+        server = subprocess.Popen(command, env={**os.environ, **quiet}, start_new_session=True, **pipes)
+        try:
+            _wait(server, f"http://127.0.0.1:{port}", log)
+            yield server
+        finally:
+            for ask in (signal.SIGTERM, signal.SIGKILL):
+                with suppress(ProcessLookupError, subprocess.TimeoutExpired):
+                    os.killpg(server.pid, ask)
+                    server.wait(10)
 
 
 def refuse_taken(port: int) -> None:
@@ -64,11 +64,12 @@ def refuse_taken(port: int) -> None:
             ) from error
 
 
-def _wait(server: "subprocess.Popen[str]", address: str) -> None:
+def _wait(server: "subprocess.Popen[str]", address: str, log: TextIO) -> None:
     until = time.monotonic() + START_S
     while time.monotonic() < until:
         if server.poll() is not None:
-            told = (server.stderr.read() if server.stderr else "").strip().splitlines()
+            log.seek(0)
+            told = log.read().strip().splitlines()
             why = told[-1] if told else f"it ended with code {server.returncode}"
             raise TrackingError(f"MLflow's server did not start: {why}. Mend that and run it again.")
         with suppress(urllib.error.URLError, OSError), urllib.request.urlopen(f"{address}/health", timeout=5):
