@@ -103,8 +103,8 @@ def opened(link: str) -> dict[str, float]:
         began = time.monotonic()
         browser.get(link)
         while not ((drawn := browser.execute_script(marks)) and browser.execute_script(axes)):
-            if time.monotonic() - began > 60:
-                raise SystemExit("the view was not drawn within a minute")
+            if time.monotonic() - began > 120:
+                raise SystemExit("the view was not drawn within two minutes")
             time.sleep(0.1)
         return {"view_s": round(time.monotonic() - began, 2), "marks": drawn[0]}
     finally:

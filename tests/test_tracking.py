@@ -391,6 +391,7 @@ def test_the_view_has_a_name_and_two_charts_of_what_is_measured() -> None:
     scatter, parallel = page["compareRunCharts"]
     assert (scatter["xaxis"]["key"], scatter["yaxis"]["key"]) == ("energy_per_item_j", "quality")
     assert parallel["selectedParams"] == ["width"]  # the scheme is the same everywhere
+    assert parallel["selectedParams"][0] in next(run.params for run in children(Front.of(study())) if run.params)
     assert page["searchFilter"] == "tags.`autogreen.id` = 'abc' AND metrics.energy_per_item_j > 0"
 
 
@@ -448,6 +449,7 @@ def test_names_stay_distinct() -> None:
     found = names_of(["a(b", "a)b", "a_b", "ok.name/x y"])
     assert len(set(found.values())) == 4 and {"ok.name/x y", "a_b"} <= set(found.values())
     twice = names_of(["pruning.ratio:conv1", "pruning[conv1].ratio", "quantization[block a.0].scheme"])
+    assert names_of(["ok", "ok", "a b", "ok", "a b"]) == {"ok": "ok", "a b": "a b"}
     assert len(set(twice.values())) == 3 and twice["quantization[block a.0].scheme"] == "quantization.scheme:block a.0"
     assert cut("x" * 10, 10) == "x" * 10
     assert len(cut("x" * 99, 50)) == 50 and cut("x" * 99, 50).endswith("(99 characters, cut)")

@@ -267,14 +267,15 @@ def _table(front: Front) -> dict[str, Any]:
 
 def names_of(keys: Iterable[str]) -> dict[str, str]:
     """Each key's legal and distinct name: letters, digits and ``_-./: ``; what had to be changed carries a digest."""
-    names: dict[str, str] = {}
-    for key in keys:
+    names, taken = dict[str, str](), set[str]()
+    for key in dict.fromkeys(keys):
         legal = re.sub(r"[^\w\-./: ]", "_", spelt(key), flags=re.ASCII)
         if os.path.normpath(legal) != legal or legal.startswith(("/", "..")):  # MLflow takes a name for a path
             legal = legal.replace("/", "_").replace("..", "_")
-        if legal != spelt(key) or len(legal) > KEY_CHARACTERS or legal in names.values():
+        if legal != spelt(key) or len(legal) > KEY_CHARACTERS or legal in taken:
             legal = f"{legal[: KEY_CHARACTERS - 10]}_{hashlib.sha256(key.encode()).hexdigest()[:8]}"
         names[key] = legal
+        taken.add(legal)
     return names
 
 
