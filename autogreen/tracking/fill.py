@@ -142,7 +142,9 @@ class Mirror:
         written = self.written
         with failures(self.server):
             self._client = self._client or self.server.client()
-            self._experiment_id = self._experiment_id or self._experiment(experiment_name(front))
+            if not self._experiment_id:
+                place = None if self.server.artifacts is None else "mlflow-artifacts:/"
+                self._experiment_id = _experiment(self._client, experiment_name(front), place)
             self.reached = True
             wanted = list(children(front))
             while self._children(front.results.study, wanted) and settle:
@@ -260,22 +262,6 @@ class Mirror:
 
     # -- what the server holds -------------------------------------------------------------------------------------
 
-    def _experiment(self, name: str) -> str:
-        from mlflow.exceptions import MlflowException
-
-        experiment = self._client.get_experiment_by_name(name)
-        if experiment is None:
-            place = None if self.server.artifacts is None else "mlflow-artifacts:/"
-            try:
-                return str(self._client.create_experiment(name, artifact_location=place))
-            except MlflowException:  # another sync was faster
-                experiment = self._client.get_experiment_by_name(name)
-                if experiment is None:
-                    raise
-        if experiment.lifecycle_stage == "deleted":
-            self._client.restore_experiment(experiment.experiment_id)
-        return str(experiment.experiment_id)
-
     def _known(self) -> dict[str, Held]:
         """Runs of this study by key, each once."""
         if self._held is None:
@@ -317,6 +303,24 @@ class Mirror:
         wanted = view.state(front, self.study, sweep.start_ms, knobs)
         if self._client.get_experiment(self._experiment_id).tags.get(tag) != wanted:
             self._client.set_experiment_tag(self._experiment_id, tag, wanted)
+
+
+def _experiment(client: Any, name: str, artifacts: str | None) -> str:
+    """The id of an experiment, made or restored where needed. artifacts: where a new one keeps them; None: where the
+    server does."""
+    from mlflow.exceptions import MlflowException
+
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
+        try:
+            return str(client.create_experiment(name, artifact_location=artifacts))
+        except MlflowException:  # another sync was faster
+            experiment = client.get_experiment_by_name(name)
+            if experiment is None:
+                raise
+    if experiment.lifecycle_stage == "deleted":
+        client.restore_experiment(experiment.experiment_id)
+    return str(experiment.experiment_id)
 
 
 def _held(run: Any) -> Held:
