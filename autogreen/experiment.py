@@ -122,6 +122,7 @@ class Experiment:
     def __post_init__(self) -> None:
         from autogreen.executors import EXECUTORS
         from autogreen.strategies import STRATEGIES
+        from autogreen.tracking.connection import check_address
 
         if self.sampler not in SAMPLERS:
             known = ", ".join(SAMPLERS)
@@ -138,6 +139,8 @@ class Experiment:
             raise ConfigError(f"finalists must be 0 or more, not {self.finalists!r}.")
         if not 1 <= self.seeds <= 100:
             raise ConfigError(f"seeds must be from 1 to 100, not {self.seeds!r}.")
+        if self.tracking is not None:
+            check_address(self.tracking)
         if not 0 <= self.seed < 2**32:
             raise ConfigError(f"seed must be from 0 to 4294967295, not {self.seed!r}.")
         batches = [batch for batch in self.space.options("parallelism", "batch") if batch is not None]

@@ -40,6 +40,7 @@ __all__ = [
     "Window",
     "interval",
     "lease",
+    "lease_is_held",
     "measure",
     "measure_beside",
     "rest",
@@ -217,9 +218,25 @@ def lease() -> Iterator[None]:
     is seen as foreign load."""
     import fcntl
 
-    with (Path(tempfile.gettempdir()) / f"autogreen-measuring-{os.getuid()}.lock").open("w") as lock:
+    with _lease_file().open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+
+
+def lease_is_held() -> bool:
+    """Whether somebody measures now: work that can wait asks, so as not to be load beside it."""
+    import fcntl
+
+    with suppress(FileNotFoundError), _lease_file().open() as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def _lease_file() -> Path:
+    return Path(tempfile.gettempdir()) / f"autogreen-measuring-{os.getuid()}.lock"
 
 
 def _capped(what: str, half: float, windows: int, protocol: Protocol) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from typing import Any
 from autogreen import files
 from autogreen.carbon import J_PER_WH
 from autogreen.front import Front
-from autogreen.picture import series, shown, title, window
+from autogreen.picture import CROWD, Series, series, shown, title, window
 from autogreen.point import Point
 from autogreen.wording import plain_spread, quantity, spread, times
 
@@ -21,19 +21,7 @@ def html(front: Front) -> str:
     heading, under = title(front)
     figure = go.Figure(layout=_layout(front))
     for kind in series(front):
-        figure.add_trace(
-            go.Scatter(
-                name=kind.label,
-                mode="markers",
-                x=[point.energy_per_item_j.mean for point in kind.points],
-                y=[point.loss.mean for point in kind.points],
-                error_x=_bars([point.energy_per_item_j for point in kind.points]),
-                error_y=_bars([point.loss for point in kind.points]),
-                marker={"symbol": kind.symbol, "color": kind.colour, "size": 11, "line": {"width": 2}},
-                text=["<br>".join(escape(line, quote=False) for line in hover(front, p)) for p in kind.points],
-                hoverinfo="text",
-            )
-        )
+        figure.add_trace(go.Scatter(_marks(front, kind)))
     drawing = figure.to_html(
         full_html=False,
         include_plotlyjs=True,
@@ -43,6 +31,32 @@ def html(front: Front) -> str:
     )
     verdicts = "".join(f"<p><strong>{escape(said)}</strong></p>" for said in front.verdicts())
     return PAGE.format(heading=escape(heading), under=escape(under), drawing=drawing, note=_note(front) + verdicts)
+
+
+def _marks(front: Front, kind: Series) -> dict[str, Any]:
+    """A trace; where the marks are many, numbers go as they lie in memory, and each says no more than what it is."""
+    energies, losses = [p.energy_per_item_j for p in kind.points], [p.loss for p in kind.points]
+    marks: dict[str, Any] = {
+        "name": kind.label,
+        "mode": "markers",
+        "x": [energy.mean for energy in energies],
+        "y": [loss.mean for loss in losses],
+        "error_x": _bars(energies),
+        "error_y": _bars(losses),
+        "marker": {"symbol": kind.symbol, "color": kind.colour, "size": 11, "line": {"width": 2}},
+    }
+    if len(kind.points) <= CROWD:
+        text = ["<br>".join(escape(line, quote=False) for line in hover(front, point)) for point in kind.points]
+        return {**marks, "text": text, "hoverinfo": "text"}
+    import numpy as np
+
+    for held, key in ((marks, "x"), (marks, "y"), *((marks[bars], end) for bars in _BARS for end in _ENDS)):
+        held[key] = np.array(held[key], dtype=np.float32)
+    told = f"%{{text}}<br>%{{x:.4g}} J per {escape(front.results.item)}, loss %{{y:.4f}}<extra></extra>"
+    return {**marks, "text": [escape(point.name, quote=False) for point in kind.points], "hovertemplate": told}
+
+
+_BARS, _ENDS = ("error_x", "error_y"), ("array", "arrayminus")
 
 
 def write_page(front: Front, path: Path) -> None:
@@ -136,7 +150,12 @@ def _note(front: Front) -> str:
         said += f", {quantity(carbon.emission_g(bill_j), 'gCO2e')} at {escape(carbon.words)}"
     if bill.words:
         said += f": {bill.words}"
-    return f"<p>{said}. {front.stopped_words}</p>"
+    short = ""
+    if (count := len(front.others)) > CROWD:
+        short = (
+            f" Of the {count} that are not on the front only name and place are told here; their runs hold the rest."
+        )
+    return f"<p>{said}. {front.stopped_words}{short}</p>"
 
 
 def _layout(front: Front) -> dict[str, Any]:

@@ -55,7 +55,8 @@ class Results:
     energy ratio) of the hypervolume, fixed when the study began. max_loss: the quality floor, as a loss against the
     baseline, or None. experiment: as resolved. fingerprint: what identifies the study, by name. between: of two
     evaluation keys, by how much the first loses more than the second on the same validation examples; None where the
-    scores are gone.
+    scores are gone. data: digest of what identifies the task's model, data and code; empty in studies from before it
+    was kept.
     """
 
     study: str
@@ -77,6 +78,7 @@ class Results:
     bill: Bill
     fingerprint: Mapping[str, str] = field(default_factory=dict)
     between: Callable[[str, str], Interval | None] = lambda worse, better: None
+    data: str = ""
 
     @property
     def carbon(self) -> Carbon | None:

@@ -71,6 +71,18 @@ class Store:
         return cls(folder, _study(folder))
 
     @classmethod
+    def newest(cls, runs: Path) -> Path:
+        """Folder of the study that was written last.
+
+        Raises:
+            StudyError: there is none.
+        """
+        found = list(runs.glob("*/study.db"))
+        if not found:
+            raise StudyError(f"no study in {runs}/. Run `autogreen sweep EXPERIMENT.yaml` first.")
+        return max(found, key=lambda path: path.stat().st_mtime).parent
+
+    @classmethod
     def discard(cls, folder: Path) -> None:
         """Delete a study, unless a process drives it."""
         if (folder / "lock").exists():
@@ -241,6 +253,7 @@ class Store:
             bill=self.bill,
             fingerprint=self.get("fingerprint", {}),
             between=self.between,
+            data=facts.get("data", ""),
         )
 
 

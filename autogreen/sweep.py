@@ -150,6 +150,7 @@ class _Run:
         self._facts = {
             "experiment": self.experiment.to_json(),
             "task": self.experiment.task_text,
+            "data": _digest(dict(self.experiment.task.fingerprint())),
             "workload": vars(self.experiment.workload),
             **{key: found[key] for key in ("hardware", "item")},
             **{key: found["meter"][key] for key in ("tier", "boundary")},

@@ -3,8 +3,10 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -100,8 +102,28 @@ def test_a_verification_that_proves_nothing_has_an_exit_code_of_its_own(monkeypa
     assert stopped.value.code == 3 and capsys.readouterr().err == "not conclusive: the machine was busy.\n"
 
 
-def test_the_mirror_was_written(place):
+def test_the_mirror_was_written_and_is_written_once(place):
     assert (place / "runs" / "mlflow.db").exists()
+    told = run(place, "sync", "corners")
+    assert told.startswith("0 of ") and "viewStateShareKey=autogreen-" in told
+
+
+def test_ui_serves_the_newest_study_and_says_where(place):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+        free.listen()
+        assert f"port {port} cannot be used" in run(place, "ui", "--port", str(port), code=1)
+    command = [sys.executable, "-W", "ignore", "-m", "autogreen.cli", "ui", "--port", str(port)]
+    with subprocess.Popen(command, cwd=place, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        link = process.stdout.readline().strip()
+        assert link.startswith(f"http://127.0.0.1:{port}/#/experiments/") and "viewStateShareKey=autogreen-" in link
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=10) as answer:
+            assert answer.status == 200
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=30)[1] == "" and process.returncode == 0
+    with pytest.raises(OSError):
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5)
 
 
 def test_measure_one_policy(place):
@@ -128,6 +150,10 @@ def test_doctor_and_list(place):
         (["sweep", "corners.yaml", "--set", "space.pruning=[{target: x, ratio: 1.5}]"], "ratio must be in [0, 1)"),
         (["sweep", "corners.yaml", "--set", "device=cuda:0"], "device 'cuda:0' is not here"),
         (["front", "cornrs"], "There are: corners"),
+        (["sync", "cornrs"], "There are: corners"),
+        (["sync", "corners", "--tracking", "http://127.0.0.1:9"], "cannot be reached: nothing listens there"),
+        (["ui", "--runs", "nowhere"], "no study in nowhere/"),
+        (["sweep", "corners.yaml", "--set", "tracking=http://me:secret@host"], "MLFLOW_TRACKING_PASSWORD"),
         (["export", "corners", "--to", "x", "--pick", "bset"], "bset"),
         (["verify", "nowhere"], "nowhere"),
         (["list", "task"], "Did you mean 'tasks'"),

@@ -115,3 +115,13 @@ def test_write_page_leaves_no_half_file_and_one_clear_message(tmp_path: Path) ->
     with pytest.raises(ConfigError, match="Name another file"):
         write_page(front, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "new"]
+
+
+def test_a_page_of_thousands_stays_small_and_says_what_it_leaves_out() -> None:
+    dominated = [(0.04 + 0.00001 * n, 0.9 + 0.0001 * n) for n in range(4900)]
+    front = Front.of(scripted_results([(0.0008 * n, 0.98**n) for n in range(100)] + dominated))
+    page = html(front)
+    assert len(page) < 6e6 and len(svg(front)) < 1.5e6
+    assert f"Of the {len(front.others)} that are not on the front only name and place are told" in page
+    for point in (*front.members, *front.others[::500]):
+        assert point.name in page

@@ -3,7 +3,9 @@
 import json
 import math
 import os
+import random
 import socket
+import sqlite3
 import sys
 import threading
 import time
@@ -14,15 +16,17 @@ from typing import Any
 
 import pytest
 
+from autogreen.errors import ConfigError, TrackingError
 from autogreen.front import Front, progress
 from autogreen.results import Results, TrialResult
 from autogreen.testing import scripted_evaluation, scripted_results
-from autogreen.tracking import fill, link, sync
-from autogreen.tracking.connection import patience
-from autogreen.tracking.mirror import children, curves, cut, experiment_name, identity, named, parent
+from autogreen.tracking import Filled, Server, fill, find, sync, view
+from autogreen.tracking.connection import alone, patience
+from autogreen.tracking.mirror import children, curves, cut, experiment_name, identity, names_of, parent
 
 # MLflow's own use of SQLAlchemy
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
+FOLDERS: set[Path] = set()
 PLACES = ((0.0, 0.8), (0.004, 0.3), (0.03, 1.0))
 
 
@@ -40,8 +44,8 @@ def study(**fields: Any) -> Results:
     return replace(found, **{"trials": (*found.trials, failed, gated, waiting), **fields})
 
 
-def mirror(results: Results, folder: Path, uri: str | None = None) -> str | None:
-    return sync(Front.of(results), uri=uri, folder=folder, timeout_s=60)
+def mirror(results: Results, folder: Path) -> Filled:
+    return sync(Front.of(results), Server(uri=None, runs=folder.parent))
 
 
 def client(folder: Path) -> Any:
@@ -60,7 +64,10 @@ def runs(folder: Path) -> dict[str, Any]:
 
 
 def text(run: Any, name: str) -> str:
-    return (Path(run.info.artifact_uri.removeprefix("file://")) / name).read_text()
+    """Of an artifact, which no path of this machine names."""
+    (folder,) = {Path(place) for place in FOLDERS if (Path(place) / run.info.run_id).exists()}
+    assert run.info.artifact_uri == f"mlflow-artifacts:/{run.info.run_id}/artifacts"
+    return (folder / run.info.run_id / "artifacts" / name).read_text()
 
 
 @pytest.fixture(scope="module")
@@ -73,12 +80,16 @@ def migrated(tmp_path_factory: pytest.TempPathFactory) -> bytes:
         if experiment.name != "Default":
             found.rename_experiment(experiment.experiment_id, "old")
             found.delete_experiment(experiment.experiment_id)
+    with sqlite3.connect(folder.parent / "mlflow.db") as database:
+        database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    database.close()
     return (folder.parent / "mlflow.db").read_bytes()
 
 
 @pytest.fixture
 def folder(tmp_path: Path, migrated: bytes) -> Path:
     (tmp_path / "mlflow.db").write_bytes(migrated)
+    FOLDERS.add(tmp_path / "mlartifacts")
     return tmp_path / "scripted"
 
 
@@ -87,9 +98,11 @@ def folder(tmp_path: Path, migrated: bytes) -> Path:
 
 def test_a_study_is_mirrored_whole(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     before = dict(os.environ)
-    told = mirror(study(), folder)
-    assert told is not None and told.startswith("http://127.0.0.1:5000/#/experiments/")
-    assert told.endswith("/runs?workflowType=machine_learning")
+    told = mirror(study(data="d1g35t"), folder)
+    assert told.link.startswith("http://127.0.0.1:5000/#/experiments/")
+    shown = f"viewStateShareKey=autogreen-{identity(Front.of(study()))}&compareRunsMode=CHART"
+    assert told.link.endswith(f"/runs?{shown}&workflowType=machine_learning") and told.written == told.held == 9
+    assert find(Front.of(study()), Server(uri=None, runs=folder.parent)) == told.link
     assert capfd.readouterr() == ("", "") and dict(os.environ) == before
     found = runs(folder)
     assert set(found) == {
@@ -121,6 +134,12 @@ def test_a_study_is_mirrored_whole(folder: Path, capfd: pytest.CaptureFixture[st
     assert sorted((m.step, m.value) for m in areas) == progress(study())
     spent = client(folder).get_metric_history(sweep.info.run_id, "energy_spent_j")
     assert sorted((m.step, m.value) for m in spent) == [(0, 10), (1, 20), (2, 30), (3, 30), (4, 40)]
+    (held,) = sweep.inputs.dataset_inputs
+    assert (held.dataset.name, held.dataset.digest) == ("toy", "d1g35t")
+    colours = [found[key].data.tags["mlflow.runColor"] for key in ("trial 1", "trial 2", "reference baseline")]
+    assert len(set(colours)) == 3 and "mlflow.runColor" not in found["trial 4"].data.tags
+    order = sorted(found, key=lambda key: found[key].data.tags.get("autogreen.order", "9"))
+    assert order[2:6] == ["reference baseline", "reference plain use", "control scratch", "trial 2"]
 
 
 def trial_key(number: int) -> str:
@@ -132,7 +151,7 @@ def trial_key(number: int) -> str:
 def test_a_second_sync_changes_nothing_and_a_grown_study_only_what_changed(folder: Path) -> None:
     mirror(study(), folder)
     first = runs(folder)
-    mirror(study(), folder)
+    assert mirror(study(), folder).written == 0
     second = runs(folder)
     assert {k: (r.info.run_id, r.info.end_time) for k, r in first.items()} == {
         k: (r.info.run_id, r.info.end_time) for k, r in second.items()
@@ -148,23 +167,71 @@ def test_a_second_sync_changes_nothing_and_a_grown_study_only_what_changed(folde
     assert len(json.loads(text(third["sweep"], "front_table.json"))["data"]) == 1 + 3
 
 
-def test_a_run_created_but_not_filled_is_filled(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write, done = fill._write, []
+@pytest.mark.parametrize("at", ["create_run", "log_batch", "set_terminated", "set_experiment_tag"])
+def test_a_run_created_but_not_filled_is_filled(folder: Path, monkeypatch: pytest.MonkeyPatch, at: str) -> None:
+    from mlflow import MlflowClient
 
-    def dies(*args: Any) -> None:
+    whole, done = getattr(MlflowClient, at), []
+
+    def dies(*args: Any, **named: Any) -> Any:
         done.append(args)
-        if len(done) == 4:
+        if len(done) >= (1 if at == "set_experiment_tag" else 4):
             raise ConnectionError("the server died")
-        write(*args)
+        return whole(*args, **named)
 
-    monkeypatch.setattr(fill, "_write", dies)
-    assert mirror(study(), folder) is not None  # it was reached, before it died
-    half = runs(folder)
-    assert [run.info.status for run in half.values()].count("RUNNING") == 2  # the sweep and one trial
-    monkeypatch.setattr(fill, "_write", write)
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, at, dies)
+        patch.setattr(fill.time, "sleep", lambda seconds: None)
+        with pytest.raises(TrackingError, match="the server died"):
+            mirror(study(), folder)
     mirror(study(), folder)
     assert all(run.info.status in ("FINISHED", "FAILED") for run in runs(folder).values())
-    assert len(runs(folder)) == 9
+    assert len(runs(folder)) == 9 and mirror(study(), folder).written == 0
+
+
+def test_what_two_made_at_once_is_one_run_again(folder: Path) -> None:
+    """Both choose the same: also a sweep made twice, with children below each."""
+    mirror(study(), folder)
+    first, found = runs(folder), client(folder)
+    for key in ("sweep", "trial 1", "control scratch"):
+        run = first[key]
+        for late in (1, -1):  # one lost and one won against
+            found.create_run(run.info.experiment_id, start_time=run.info.start_time + late, tags=run.data.tags)
+    mirror(study(), folder)
+    after = runs(folder)
+    assert set(after) == set(first) and mirror(study(), folder).written == 0
+    assert all(after[key].info.start_time == first[key].info.start_time - 1 for key in ("sweep", "trial 1"))
+    assert after["trial 1"].data.params == first["trial 1"].data.params
+    assert {run.data.tags.get("mlflow.parentRunId") for key, run in after.items() if key != "sweep"} == {
+        after["sweep"].info.run_id
+    }
+
+
+def test_a_copied_folder_is_the_same_study(folder: Path, tmp_path: Path) -> None:
+    """Runs are found again and their artifacts lie in the copy, whatever became of the original."""
+    mirror(study(), folder)
+    copy = tmp_path / "elsewhere"
+    copy.mkdir()
+    for path in tmp_path.glob("mlflow.db*"):
+        (copy / path.name).write_bytes(path.read_bytes())
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "mlartifacts").rglob("*")}
+    grown = study(trials=(*study().trials[:5], replace(study().trials[0], number=7)))
+    assert mirror(grown, copy / "scripted").held == 10
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "mlartifacts").rglob("*")} == before
+    FOLDERS.add(copy / "mlartifacts")
+    assert text(runs(copy / "scripted")["trial 7"], "policy.json")
+
+
+def test_one_process_fills_a_mirror_at_a_time(tmp_path: Path) -> None:
+    server, told = Server(uri=None, runs=tmp_path), list[str]()
+    with alone("s", server) as ours, alone("s", server) as theirs, alone("other", server) as another:
+        assert (ours, theirs, another) == (True, False, True)
+        waiter = threading.Thread(target=lambda: alone("s", server, waiting=told.append).__enter__(), daemon=True)
+        waiter.start()
+        waiter.join(0.3)
+        assert waiter.is_alive() and told == [f"waiting for process {os.getpid()}, which fills this mirror now"]
+    waiter.join(5)
+    assert not waiter.is_alive()
 
 
 def test_a_study_begun_afresh_under_the_same_name_is_another_sweep(folder: Path) -> None:
@@ -189,6 +256,9 @@ def test_what_mlflow_would_cut_or_refuse(folder: Path) -> None:
     assert len(held) == len(params) and max(map(len, held)) <= 250
     assert sum("7000 characters, cut" in value for value in held.values()) == 1
     assert "9000 characters, cut" in found["trial 3"].data.tags["reason"]
+    assert json.loads(text(found["trial 3"], "uncut.json")) == {"reason": "y" * 9000}
+    uncut = json.loads(text(found["trial 0"], "uncut.json"))
+    assert set(uncut) == set(params) and uncut["layer0.(q|k) ß"] == "x" * 7000
     assert found["trial 0"].data.tags["autogreen.study"] == 'it\'s "odd" %'
     assert mirror(results, folder) and len(runs(folder)) == len(found)
 
@@ -196,19 +266,20 @@ def test_what_mlflow_would_cut_or_refuse(folder: Path) -> None:
 # --- servers ----------------------------------------------------------------------------------------------------------
 
 
-def within(seconds: float, uri: str, folder: Path, timeout_s: float) -> str | None:
+def refused(uri: str, folder: Path) -> str:
     began = time.monotonic()
-    told = sync(Front.of(study()), uri=uri, folder=folder, timeout_s=timeout_s)
-    assert time.monotonic() - began < seconds
-    with fill._one_at_a_time:  # what is left in the background ends by itself
-        return told
+    with pytest.raises(TrackingError) as told:
+        sync(Front.of(study()), Server(uri=uri, runs=folder))
+    assert time.monotonic() - began < 5
+    return str(told.value)
 
 
-def test_a_dead_server_costs_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_dead_server_is_told_at_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    assert within(10, f"http://127.0.0.1:{port}", tmp_path / "s", 8) is None
+    assert "nothing listens there" in refused(f"http://127.0.0.1:{port}", tmp_path)
+    assert "no such host" in refused("http://no-such-host.invalid", tmp_path)
     assert capfd.readouterr() == ("", "")
     assert list(tmp_path.iterdir()) == []
 
@@ -235,18 +306,37 @@ def silent() -> Iterator[int]:
             connection.close()
 
 
-def test_a_server_that_never_answers_is_given_up(silent: int, tmp_path: Path) -> None:
-    assert within(2.5, f"http://127.0.0.1:{silent}", tmp_path / "s", 2) is None
+def test_a_server_that_never_answers_is_given_up(silent: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fill, "TIMEOUT_S", 1.0)
+    assert "does not answer in time" in refused(f"http://127.0.0.1:{silent}", tmp_path)
 
 
-@pytest.mark.parametrize("uri", ["nonsense://x", "sqlite:////proc/no/such/place.db", "http://[broken"])
-def test_an_address_that_means_nothing_is_no_error(uri: str, tmp_path: Path) -> None:
-    assert within(21, uri, tmp_path / "s", 20) is None
+@pytest.mark.parametrize(
+    "uri",
+    ["nonsense://x", "sqlite:///x.db", "postgresql://me:secret@host/db", "http://[broken", "host:5000", "http://"],
+)
+def test_an_address_that_means_nothing_is_refused(uri: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as told:
+        Server(uri=uri, runs=tmp_path)
+    assert "secret" not in str(told.value)
+
+
+def test_credentials_stay_out_of_addresses(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="MLFLOW_TRACKING_PASSWORD") as told:
+        Server(uri="https://me:secret@host", runs=tmp_path)
+    assert "secret" not in str(told.value)
+
+
+def test_a_damaged_database_is_told(tmp_path: Path) -> None:
+    (tmp_path / "mlflow.db").write_text("this is no database" * 100)
+    with pytest.raises(TrackingError, match=r"mlflow\.db failed: .*not a database.* Mend or move that file"):
+        mirror(study(), tmp_path / "s")
 
 
 def test_without_mlflow_there_is_no_mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "mlflow", None)
-    assert sync(Front.of(study()), uri=None, folder=tmp_path / "s", timeout_s=5) is None
+    with pytest.raises(TrackingError, match="mlflow is not installed"):
+        mirror(study(), tmp_path / "s")
 
 
 def test_without_plotly_there_is_no_page_and_it_says_so(
@@ -256,15 +346,10 @@ def test_without_plotly_there_is_no_page_and_it_says_so(
 
     monkeypatch.setitem(sys.modules, "plotly", None)
     monkeypatch.setitem(sys.modules, "plotly.graph_objects", None)
-    monkeypatch.setitem(sys.modules, "mlflow", None)
-    searching._mirror(Front.of(study()), tmp_path, None)
+    searching._page(Front.of(study()), tmp_path)
     told = capsys.readouterr().out
     assert "No page, for plotly" in told and f"autogreen front {tmp_path.name} --html" in told
     assert not (tmp_path / "front.html").exists()
-
-
-def test_no_time_is_no_mirror(tmp_path: Path) -> None:
-    assert within(0.5, "http://127.0.0.1:1", tmp_path / "s", 0.0) is None
 
 
 def test_what_silences_mlflow_is_what_it_reads() -> None:
@@ -284,10 +369,58 @@ def test_what_silences_mlflow_is_what_it_reads() -> None:
 # --- plain values -----------------------------------------------------------------------------------------------------
 
 
-def test_links_hide_passwords_and_land_on_the_runs() -> None:
-    assert link("https://me:secret@host:8443/mlflow/", "7") == (
-        "https://host:8443/mlflow/#/experiments/7/runs?workflowType=machine_learning"
+def test_links_name_the_real_server(tmp_path: Path) -> None:
+    behind = Server(uri="https://host:8443/mlflow/", runs=tmp_path)
+    assert view.link(behind, "7", "abc") == (
+        "https://host:8443/mlflow/#/experiments/7/runs?viewStateShareKey=autogreen-abc&compareRunsMode=CHART"
+        "&workflowType=machine_learning"
     )
+    assert view.link(Server(uri=None, runs=tmp_path, port=6001), "7", "abc").startswith("http://127.0.0.1:6001/#/")
+
+
+def shown(results: Results) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The view's tag, and the page's state in it."""
+    knobs = names_of(knob for trial in results.trials for knob in trial.params)
+    told = json.loads(view.state(Front.of(results), "abc", 5, knobs))
+    return told, json.loads(told["state"])
+
+
+def test_the_view_has_a_name_and_two_charts_of_what_is_measured() -> None:
+    told, page = shown(study())
+    assert told["name"] == "Pareto front: scripted" and told["createdAt"] == 5
+    scatter, parallel = page["compareRunCharts"]
+    assert (scatter["xaxis"]["key"], scatter["yaxis"]["key"]) == ("energy_per_item_j", "quality")
+    assert parallel["selectedParams"] == ["width"]  # the scheme is the same everywhere
+    assert parallel["selectedParams"][0] in next(run.params for run in children(Front.of(study())) if run.params)
+    assert page["searchFilter"] == "tags.`autogreen.id` = 'abc' AND metrics.energy_per_item_j > 0"
+
+
+def test_of_many_knobs_those_are_shown_that_energy_depends_on() -> None:
+    chance = random.Random(0)
+    energies = [chance.uniform(0.2, 1.0) for _ in range(120)]
+    results = scripted_results([(0.001 * n, energy) for n, energy in enumerate(energies)])
+    noise = [{f"layer {k}": chance.choice(["none", "bf16", "int8"]) for k in range(200)} for _ in energies]
+    trials = tuple(
+        replace(
+            trial,
+            params={
+                **knobs,
+                "unique": n,
+                "layer 77": "int8" if energy < 0.5 else "none",
+                "ratio": energy + chance.gauss(0, 0.05),
+                "constant": 1,
+            },
+        )
+        for n, (trial, knobs, energy) in enumerate(zip(results.trials, noise, energies, strict=True))
+    )
+    found = view.telling(Front.of(replace(results, trials=trials)))
+    assert len(found) == view.KNOBS and set(found[:2]) == {"layer 77", "ratio"} and "constant" not in found
+
+
+def test_a_front_larger_than_the_page_says_so() -> None:
+    places = [(0.0007 * n, 0.97**n) for n in range(120)]
+    told, _ = shown(scripted_results(places, noise=(0.0001, 0.001)))
+    assert told["name"] == "Pareto front: scripted (the first 100 of 120 members)"
 
 
 def test_experiment_names_what_must_agree() -> None:
@@ -313,11 +446,20 @@ def test_identity_survives_growth_and_a_copy_through_json() -> None:
 
 
 def test_names_stay_distinct() -> None:
-    found = named({"a(b": 1, "a)b": 2, "a_b": 3, "ok.name/x y": 4})
-    assert sorted(found.values()) == [1, 2, 3, 4] and "ok.name/x y" in found and "a_b" in found
+    found = names_of(["a(b", "a)b", "a_b", "ok.name/x y"])
+    assert len(set(found.values())) == 4 and {"ok.name/x y", "a_b"} <= set(found.values())
+    twice = names_of(["pruning.ratio:conv1", "pruning[conv1].ratio", "quantization[block a.0].scheme"])
+    assert names_of(["ok", "ok", "a b", "ok", "a b"]) == {"ok": "ok", "a b": "a b"}
+    assert len(set(twice.values())) == 3 and twice["quantization[block a.0].scheme"] == "quantization.scheme:block a.0"
     assert cut("x" * 10, 10) == "x" * 10
     assert len(cut("x" * 99, 50)) == 50 and cut("x" * 99, 50).endswith("(99 characters, cut)")
 
 
 def test_curves_add_up() -> None:
     assert list(curves(Front.of(study()))["energy_spent_j"].values()) == [10, 20, 30, 30, 40]
+
+
+def test_curves_end_before_what_is_still_evaluated() -> None:
+    waiting = replace(study().trials[5], number=2)
+    trials = (*study().trials[:2], waiting, *study().trials[3:5])
+    assert set(curves(Front.of(study(trials=trials)))["hypervolume"]) == {0, 1}

@@ -1,7 +1,7 @@
 """The command line: picks files and prints; it holds no knobs of its own. All of it is also plain Python.
 
 searching   sweep, measure, remeasure, apply
-looking     front, report, compare, ui
+looking     front, report, compare, sync, ui
 shipping    export, convert, verify, check, register, promote
 machine     kernels, doctor, list
 """

@@ -1,17 +1,29 @@
 """Commands that look at what was found."""
 
-import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from autogreen.cli.app import app
-from autogreen.cli.printing import RUNS, Runs, TrustNativeCode, print_json, protocol_changes, show, show_sides
+from autogreen.cli.printing import (
+    RUNS,
+    Runs,
+    TrustNativeCode,
+    browse,
+    print_json,
+    protocol_changes,
+    show,
+    show_sides,
+    telling,
+)
 from autogreen.errors import ConfigError
 
 if TYPE_CHECKING:
     from autogreen.front import Front
+
+TRACKING = "An MLflow server, http://HOST:PORT; by default the experiment's, else the studies' own database."
 
 
 @app.command()
@@ -98,16 +110,44 @@ def compare(
 
 
 @app.command()
-def ui(
-    port: Annotated[int, typer.Option(help="Port on this machine.")] = 5000,
+def sync(
+    name: str,
+    tracking: Annotated[str | None, typer.Option(help=TRACKING)] = None,
     runs: Runs = RUNS,
 ) -> None:
-    """Open MLflow on the studies' own database."""
-    import subprocess
+    """Fill MLflow from a study; any number of times, from anywhere."""
+    from autogreen.front import Front
+    from autogreen.store import Store
+    from autogreen.tracking import Server
+    from autogreen.tracking import sync as fill
 
-    database = runs / "mlflow.db"
-    if not database.exists():
-        raise ConfigError(f"{database} does not exist yet; run `autogreen sweep EXPERIMENT.yaml` first.")
-    print(f"http://127.0.0.1:{port}/#/experiments?workflowType=machine_learning  (Ctrl-C stops it)")
-    command = ["server", "--backend-store-uri", f"sqlite:///{database}", "--host", "127.0.0.1", "--port", str(port)]
-    subprocess.run([sys.executable, "-m", "mlflow", *command], check=False)
+    front = Front.of(Store.open(runs / name).results())
+    filled = fill(front, Server(uri=tracking or front.results.experiment.get("tracking"), runs=runs), telling())
+    print(f"{filled.written} of {filled.held} runs were made or changed; MLflow holds the study.\n{filled.link}")
+
+
+@app.command()
+def ui(
+    name: Annotated[str, typer.Argument(help="A study; by default the newest.")] = "",
+    port: Annotated[int, typer.Option(help="Port on this machine.")] = 5000,
+    tracking: Annotated[str | None, typer.Option(help=TRACKING)] = None,
+    runs: Runs = RUNS,
+) -> None:
+    """Open a study's front in MLflow: served here, or on the server that its experiment names."""
+    from autogreen.front import Front
+    from autogreen.store import Store
+    from autogreen.tracking import Server, find, serving
+    from autogreen.tracking import sync as fill
+
+    front = Front.of(Store.open(runs / name if name else Store.newest(runs)).results())
+    uri = tracking or front.results.experiment.get("tracking")
+    server = Server(uri=uri, runs=runs, port=port)
+    link = find(front, server) or fill(front, server, telling()).link
+    if uri:
+        print(link)
+        return
+    with serving(runs, port) as process:
+        print(f"{link}\n(Ctrl-C stops it)", flush=True)
+        browse(link)
+        with suppress(KeyboardInterrupt):
+            process.wait()

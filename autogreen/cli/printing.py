@@ -64,6 +64,29 @@ def terminal() -> Any:
     return Console(width=None if sys.stdout.isatty() else 160)
 
 
+def telling() -> Callable[[str], None]:
+    """Says how far something is: on a terminal in one line that changes, elsewhere when something is new each 10 s."""
+    import time
+
+    console, last = terminal(), [float("-inf")]
+
+    def tell(words: str) -> None:
+        if console.is_terminal or time.monotonic() - last[0] >= 10:
+            last[0] = time.monotonic()
+            console.print(words, end="\r" if console.is_terminal else "\n", highlight=False, soft_wrap=True)
+
+    return tell
+
+
+def browse(link: str) -> None:
+    """Open a link where there is a desktop to open it on."""
+    import os
+    import webbrowser
+
+    if sys.platform == "darwin" or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"):
+        webbrowser.open(link)
+
+
 def print_json(data: Any) -> None:
     import json
 

@@ -7,6 +7,9 @@ import typer
 
 from autogreen.cli.app import app
 from autogreen.cli.printing import RUNS, Runs, follow, print_json, show, terminal
+from autogreen.errors import TrackingError
+
+MIRROR_S = 30.0  # that a finished sweep waits for a mirror that is being filled
 
 
 @app.command()
@@ -25,6 +28,7 @@ def sweep(
     from autogreen.plan import plan
     from autogreen.store import Store
     from autogreen.sweep import sweep as run
+    from autogreen.tracking import Background
 
     overrides = [*(set_ or ())]
     overrides += [f"budget.trials={trials}"] if trials is not None else []
@@ -37,10 +41,12 @@ def sweep(
     folder = runs / loaded.name
     if fresh:
         Store.discard(folder)
-    follow(run(loaded, folder, cache), loaded.budget.trials)
-    front = Front.of(Store.open(folder).results())
-    show(front)
-    _mirror(front, folder, loaded.tracking)
+    with Background(folder, loaded.tracking) as mirror:
+        follow(run(loaded, folder, cache), loaded.budget.trials)
+        front = Front.of(Store.open(folder).results())
+        show(front)
+        _page(front, folder)
+        _link(mirror, loaded.name, loaded.tracking)
     print(f"\nNext: autogreen export {loaded.name} --pick knee --to bundle && autogreen verify bundle")
 
 
@@ -122,9 +128,8 @@ def apply(
     print(f"{to}: {one.name}. Next: autogreen check {to}")
 
 
-def _mirror(front: Any, folder: Path, uri: str | None) -> None:
+def _page(front: Any, folder: Path) -> None:
     from autogreen.page import write_page
-    from autogreen.tracking import sync
 
     page = folder / "front.html"
     try:
@@ -133,8 +138,12 @@ def _mirror(front: Any, folder: Path, uri: str | None) -> None:
     except ModuleNotFoundError as error:
         later = f"`autogreen front {folder.name} --html FILE` writes it later"
         print(f"\nNo page, for {error.name} is not installed; {later}.")
-    link = sync(front, uri=uri, folder=folder, timeout_s=60.0)
-    if link:
-        print(f"In MLflow: {link}")
+
+
+def _link(mirror: Any, name: str, uri: str | None) -> None:
+    try:
+        link = mirror.finish(MIRROR_S)
+    except TrackingError as error:
+        print(f"No link to MLflow: {error} The study is whole; `autogreen sync {name}` fills the mirror.")
     else:
-        print("MLflow could not be reached; the study is complete without it.")
+        print(f"The front in MLflow: {link}" + ("" if uri else f"\n(`autogreen ui {name}` serves and opens it)"))

@@ -1,9 +1,13 @@
 """What a study looks like in MLflow: runs as plain values, within MLflow's limits. Knows no server.
 
-experiment   task · workload · hardware
-└── run      the sweep: hypervolume and joules over trials, the front as page, picture and table
+experiment   task · workload · hardware; the saved view of each sweep (`view`)
+└── run      the sweep: dataset, hypervolume and joules over trials, the front as page, picture and table
     ├── run  baseline, plain use, each control
-    └── run  each finished trial: knobs, figures with intervals, policy.json, evaluation.json
+    └── run  each finished trial: knobs, figures with intervals; policy.json, evaluation.json (readings and kernels)
+
+Every run carries `autogreen.id` (the study), `autogreen.key` (its place in it) and `autogreen.digest` (of all that it
+should hold, written last). What is measured also carries its colour in the page's own pictures, and its place in the
+order in which MLflow draws.
 """
 
 import hashlib
@@ -11,8 +15,8 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from autogreen import hardware
@@ -20,10 +24,14 @@ from autogreen.carbon import J_PER_WH, Carbon
 from autogreen.evaluation import Evaluation
 from autogreen.front import Front, progress
 from autogreen.page import html
-from autogreen.picture import svg
+from autogreen.picture import series, svg
 from autogreen.point import Point
 
 PARAM_CHARACTERS, TAG_CHARACTERS, KEY_CHARACTERS = 6000, 8000, 250  # MLflow cuts what is longer without a word
+UNCUT = "uncut.json"  # what these limits changed, as it was
+# MLflow draws the first runs only, so the front comes first; by the mark in the page's own pictures
+ORDER = {"circle": "1 proven", "circle-open": "2 front", "diamond": "3 baseline", "square": "4 plain use"}
+ORDER |= {"triangle-up": "5 control", "x-thin-open": "6 trial"}
 
 
 def identity(front: Front) -> str:
@@ -47,7 +55,7 @@ def experiment_title(task: str, workload: Mapping[str, Any], machine: Mapping[st
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """What one run should hold. key: unique within the sweep. files: artifact by name. table: its columns and rows."""
+    """What one run should hold. key: unique within the sweep. files: artifact by name."""
 
     key: str
     name: str
@@ -59,12 +67,57 @@ class Run:
 
     @property
     def digest(self) -> str:
-        held = [self.status, self.params, self.metrics, self.tags, self.files]
-        return hashlib.sha256(json.dumps(held, sort_keys=True, default=str).encode()).hexdigest()[:16]
+        held = [self.status, self.params, self.metrics, self.tags]
+        found = hashlib.sha256(json.dumps(held, sort_keys=True, default=str).encode())
+        for name, text in self.files.items():
+            found.update(f"\0{name}\0{text}".encode())
+        return found.hexdigest()[:16]
+
+    def within_limits(self) -> "Run":
+        """The same with keys and values that MLflow takes whole; what had to change is kept in an artifact."""
+        names = names_of(self.params)
+        params = {names[key]: cut(value, PARAM_CHARACTERS) for key, value in self.params.items()}
+        tags = {key: cut(value, TAG_CHARACTERS) for key, value in self.tags.items()}
+        changed = {
+            key: value
+            for key, value in self.params.items()
+            if names[key] != spelt(key) or params[names[key]] != str(value)
+        }
+        changed |= {key: value for key, value in self.tags.items() if tags[key] != str(value)}
+        files = {**self.files, UNCUT: _json(changed)} if changed else self.files
+        return replace(self, params=params, tags=tags, files=files)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """What the sweep searched on, as MLflow's dataset input; nothing of it is uploaded. digest: of what identifies
+    model, data and code."""
+
+    name: str
+    digest: str
+
+
+def data(front: Front) -> Data | None:
+    """None for studies from before the digest was kept."""
+    results = front.results
+    return Data(name=cut(results.task, 500), digest=results.data) if results.data else None
 
 
 def children(front: Front) -> Iterator[Run]:
-    """Every child run: references, controls, finished trials."""
+    """Every child run within MLflow's limits: references, controls, finished trials."""
+    drawn = {
+        f"trial {point.trial.number}" if point.trial else point.name: kind
+        for kind in series(front)
+        for point in kind.points
+    }
+    for run in _children(front):
+        if (kind := drawn.get(run.name)) is not None:
+            seen = {"autogreen.order": ORDER[kind.symbol], "mlflow.runColor": kind.colour}
+            run = replace(run, tags={**run.tags, **seen})
+        yield run.within_limits()
+
+
+def _children(front: Front) -> Iterator[Run]:
     results = front.results
     placed = {point.evaluation.key: point for point in (*front.members, *front.others, *front.references)}
     on_front = {point.trial.number for point in front.members if point.trial}
@@ -108,10 +161,10 @@ def children(front: Front) -> Iterator[Run]:
 
 
 def parent(front: Front) -> Run:
-    """The sweep's own run, without its curves."""
+    """The sweep's own run within MLflow's limits, without its curves."""
     results, carbon = front.results, front.results.carbon
     told = front.to_json()
-    return Run(
+    run = Run(
         key="sweep",
         name=results.study,
         metrics=_finite(
@@ -146,13 +199,17 @@ def parent(front: Front) -> Run:
             "experiment.json": _json(results.experiment),
         },
     )
+    return run.within_limits()
 
 
 def curves(front: Front) -> dict[str, dict[int, float]]:
-    """Hypervolume and joules spent, by trial number; joules add up."""
+    """Hypervolume and joules spent, by trial number, up to the first that is still evaluated; joules add up."""
     spent_j, found = 0.0, {"hypervolume": dict[int, float](), "energy_spent_j": dict[int, float]()}
     evaluations = {trial.number: trial.evaluation for trial in front.results.trials}
+    first = min((trial.number for trial in front.results.trials if trial.state == "waiting"), default=math.inf)
     for number, area in progress(front.results):
+        if number > first:  # what it will add would change the steps after it
+            break
         evaluation = evaluations[number]
         spent_j += evaluation.spent_j if evaluation and math.isfinite(evaluation.spent_j) else 0.0
         found["hypervolume"][number], found["energy_spent_j"][number] = area, spent_j
@@ -213,25 +270,32 @@ def _table(front: Front) -> dict[str, Any]:
     return {"columns": columns, "data": rows}
 
 
-def named(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Legal and distinct keys: letters, digits and ``_-./: ``; what was changed carries a digest of the true name."""
-    named = {}
-    for key, value in params.items():
-        legal = re.sub(r"[^\w\-./: ]", "_", str(key), flags=re.ASCII)
+def names_of(keys: Iterable[str]) -> dict[str, str]:
+    """Each key's legal and distinct name: letters, digits and ``_-./: ``; what had to be changed carries a digest."""
+    names, taken = dict[str, str](), set[str]()
+    for key in dict.fromkeys(keys):
+        legal = re.sub(r"[^\w\-./: ]", "_", spelt(key), flags=re.ASCII)
         if os.path.normpath(legal) != legal or legal.startswith(("/", "..")):  # MLflow takes a name for a path
             legal = legal.replace("/", "_").replace("..", "_")
-        if legal != key or len(legal) > KEY_CHARACTERS:
-            legal = f"{legal[: KEY_CHARACTERS - 10]}_{hashlib.sha256(str(key).encode()).hexdigest()[:8]}"
-        named[legal] = value
-    return named
+        if legal != spelt(key) or len(legal) > KEY_CHARACTERS or legal in taken:
+            legal = f"{legal[: KEY_CHARACTERS - 10]}_{hashlib.sha256(key.encode()).hexdigest()[:8]}"
+        names[key] = legal
+        taken.add(legal)
+    return names
+
+
+def spelt(key: str) -> str:
+    """A knob without the brackets that MLflow refuses: ``pruning[conv1].ratio`` is ``pruning.ratio:conv1``, which still
+    tells section and layer where a page shows the first and last letters alone."""
+    return re.sub(r"^(\w+)\[(.+)\]\.(\w+)$", r"\1.\3:\2", key)
 
 
 def cut(value: Any, most: int) -> str:
-    """Shorten, and say so; the artifacts hold it whole."""
+    """Shorten, and say so; an artifact holds it whole."""
     text = str(value)
     said = f"… ({len(text)} characters, cut)"
     return text if len(text) <= most else text[: most - len(said)] + said
 
 
 def _json(value: Any) -> str:
-    return json.dumps(value, indent=1, default=str)
+    return json.dumps(value, default=str)  # MLflow indents it when it is shown
