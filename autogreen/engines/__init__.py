@@ -85,6 +85,8 @@ class Runtime:
             return f"engine {effect['engine']!r}: {missing}"
         if effect.get("cuda_graph") and not device.startswith("cuda"):
             return f"cuda_graph: {device!r} is no NVIDIA GPU, and only those replay graphs"
+        if effect.get("cuda_graph") and effect["engine"] == "transformers":
+            return "cuda_graph: torchao's layers in a checkpoint wait for the GPU, which no graph records"
         return None
 
 

@@ -27,7 +27,9 @@ OTHERS = ("config.json", "generation_config.json", "model.safetensors.index.json
 MAX_CONFIG_BYTES = 10_000_000
 CODE = ("auto_map", "custom_pipelines", "trust_remote_code")
 ATTENTION = (None, "eager", "sdpa")
-TYPES = re.compile(r"FqnToConfig|Int8DynamicActivationInt8WeightConfig|Float8DynamicActivationFloat8WeightConfig")
+TYPES = re.compile(
+    r"FqnToConfig|Int8DynamicActivationInt8WeightConfig|Float8DynamicActivationFloat8WeightConfig|Float8MMConfig"
+)
 
 
 def refuse_foreign(folder: Path) -> None:

@@ -49,7 +49,7 @@ class OnnxRuntime:
         if lacking:
             return f"{', '.join(lacking)} is not installed: pip install 'autogreen[onnx]'"
         if device != "cpu":
-            return f"it runs on processors here, not on {device!r}; the aot and inductor engines run there"
+            return f"it runs on processors here, not on {device!r}; the inductor engine runs there"
         return None
 
     @staticmethod
