@@ -96,11 +96,12 @@ class Budget:
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
     """The resolved experiment. task: the object; task_data: what it is made of, a name or {name: settings}; None: a
-    model that was given in Python."""
+    model that was given in Python, to the experiment that `own_model` names."""
 
     name: str
     task: Any
     task_data: str | Mapping[str, Any] | None
+    own_model: str | None = None
     space: SearchSpace
     workload: Workload = field(default_factory=Workload)
     constraints: Constraints = field(default_factory=Constraints)
@@ -169,7 +170,7 @@ class Experiment:
     def task_text(self) -> str:
         """`digits`, or `digits(width=16)`."""
         if self.task_data is None:
-            return f"{self.name} (own model)"
+            return f"{self.own_model} (own model)"
         if isinstance(self.task_data, str):
             return self.task_data
         ((name, settings),) = self.task_data.items()
@@ -236,6 +237,7 @@ def from_json(data: Mapping[str, Any], *, name: str, folder: Path, task: Any = N
         name=name,
         task=build_task(data["task"], f"{name}.task") if task is None else task,
         task_data=data["task"] if task is None else None,
+        own_model=None if task is None else name,
         space=SearchSpace.from_json(space, f"{name}.space"),
         **{
             key: build(cls, data[key], f"{name}.{key}")
