@@ -48,6 +48,10 @@ def environment(device: str) -> dict[str, str]:
         "TORCHINDUCTOR_COMPILE_THREADS": str(compilers),
         # OpenMP threads that wait by spinning train 3 times slower beside one foreign job, and look like energy
         "GOMP_SPINCOUNT": "1000",
+        # glibc gives large buffers back after a call and gets them again, page by page, in the next: a seventh of what a
+        # network of 64 images takes, or nothing, depending on what its process did before
+        "MALLOC_MMAP_MAX_": "0",
+        "MALLOC_TRIM_THRESHOLD_": "-1",
         **os.environ,
     }
 
