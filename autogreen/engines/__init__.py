@@ -96,8 +96,11 @@ class Runtime:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """All that decides, besides the artifact, how it runs. batch: examples a call, fixed in the artifact.
-    threads: intra-op threads on a CPU. device: "cpu" or "cuda:N". mode, cuda_graph: see `Runtime`."""
+    """All that decides, besides the artifact, how it runs. batch: examples a call of one replica, fixed in the artifact.
+    threads: intra-op threads on a CPU, of each rank. device: "cpu" or "cuda:N". mode, cuda_graph: see `Runtime`.
+    data, tensor, pipeline, micro_batch: see `Parallelism`; a process of its own, a rank, for each of
+    data x tensor x pipeline, on as many GPUs from `device` on.
+    """
 
     engine: str
     batch: int
@@ -105,6 +108,23 @@ class Recipe:
     device: str
     mode: Mode = "default"
     cuda_graph: bool = False
+    data: int = 1
+    tensor: int = 1
+    pipeline: int = 1
+    micro_batch: int | None = None
+
+    @property
+    def ranks(self) -> int:
+        """Processes that run it."""
+        return self.data * self.tensor * self.pipeline
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """What it occupies, as `meters.choose` takes it when joined by commas: a GPU a rank, or the one CPU."""
+        if not self.device.startswith("cuda"):
+            return (self.device,)
+        first = int(self.device.partition(":")[2] or 0)
+        return tuple(f"cuda:{first + rank}" for rank in range(self.ranks))
 
 
 Precision = Literal["int8", "float8", "bfloat16", "float16", "float32"]
@@ -179,9 +199,13 @@ class Engine(Protocol):
         ...
 
 
+PARTS = ("shard-*", "stage-*")  # folders of an artifact that several ranks run, each part of it an artifact
+
+
 def artifact_bytes(folder: Path) -> int:
-    """Size of what an engine wrote, files and folders named `model.*`."""
-    found = [file for path in folder.glob("model.*") for file in (path, *path.rglob("*"))]
+    """Size of what an engine wrote, files and folders named `model.*`, in the folder or in its parts."""
+    places = [folder, *(part for pattern in PARTS for part in folder.glob(pattern))]
+    found = [file for place in places for path in place.glob("model.*") for file in (path, *path.rglob("*"))]
     return sum(file.stat().st_size for file in found if file.is_file())
 
 
