@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from autogreen import floor, hardware, quality
 from autogreen.anatomy import survey
 from autogreen.billing import Watch
 from autogreen.compress import compress, lower, restore
-from autogreen.engines import ENGINES, Program, Recipe, artifact_bytes, profile, timing
+from autogreen.engines import ENGINES, Program, Recipe, artifact_bytes, timing
 from autogreen.evaluation import Evaluation, Published, Request
 from autogreen.fidelity import Look, StopTraining, epochs
 from autogreen.kernels import Case, Kernels, keep, session
@@ -34,6 +35,7 @@ from autogreen.measure import lease, measure, measure_beside, rest_w
 from autogreen.measurement import Interval, Measurement, Protocol
 from autogreen.meters import Meter, choose
 from autogreen.probe import Probe
+from autogreen.ranks import build, open_program
 from autogreen.tasks import Inputs, Scores, to_device
 from autogreen.techniques import TECHNIQUES, unseen
 from autogreen.techniques.precision import rest
@@ -137,14 +139,17 @@ class Evaluator(Workbench):
 
         folder = study / "artifacts" / request.key
         partial = folder.with_name(f".{folder.name}.{os.getpid()}")
-        try:
+        with ExitStack() as stack:
+            stack.callback(shutil.rmtree, partial, ignore_errors=True)
+            stack.enter_context(self._others(recipe, watch))
             with watch.phase("compiling"):
                 torch.set_num_threads(recipe.threads)
                 program = self._build(parts, trained, example, recipe, partial, watch.check)
+                stack.callback(program.close)
             with watch.phase("scoring"):
-                ran = profile.trace(program, example)
+                ran = program.trace(example)
                 kernels = check_kernels(lowered, layers, ran.products, self.setup.device, recipe.engine)
-                shares = timing.shares(program, example, ran.products)
+                shares = timing.shares(program, example, ran.products) if recipe.ranks == 1 else None
                 scores = self._score(program, "validation")
                 size = artifact_bytes(partial)
                 found = Evaluation(
@@ -162,6 +167,7 @@ class Evaluator(Workbench):
                     layers=kernels,
                     layer_work=by_layer(layers, kernels, ran.products, shares),
                     work=work,
+                    communication=program.communication(example),
                     rungs=tuple(look.rungs) if look else (),
                 )
             if found.loss is None or request.max_loss is None or found.loss.low <= request.max_loss:
@@ -172,19 +178,18 @@ class Evaluator(Workbench):
                 quality.keep(study, request.key, "validation", scores)
                 shutil.rmtree(folder, ignore_errors=True)
                 partial.rename(folder)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
         return replace(found, **_spent(watch))
 
     def publish(self, evaluation: Evaluation, reference: str, protocol: Protocol) -> Published:
         """Judge the artifact of an evaluation on the test split and measure it afresh beside the reference."""
         key, recipe = evaluation.key, evaluation.recipe
         assert recipe is not None, "what is published was measured"
-        with Watch(self._meter()) as watch:
+        with Watch(self._meter()) as watch, self._others(recipe, watch), ExitStack() as stack:
             with watch.phase("compiling"):
                 program = self._program(key, recipe)
+                stack.callback(program.close)
                 example = self._example(recipe.batch)
-                program.run(*example)
+                program.calling(example)()
             with watch.phase("scoring"):
                 theirs = self._test_scores(reference)
                 ours = self._test_scores(key, program)
@@ -224,6 +229,11 @@ class Evaluator(Workbench):
         )
         with watch.beside(self._cached("meter elsewhere", lambda: choose(elsewhere))):
             return compress(parts, start.to(elsewhere), context).to(device)
+
+    def _others(self, recipe: Recipe, watch: Watch) -> AbstractContextManager[None]:
+        """Put on the bill what the other devices take that a policy occupies."""
+        others = recipe.devices[1:]
+        return watch.beside(self._meter(others)) if others else nullcontext()
 
     def _look(self, request: Request, reference: Scores | None, recipe: Recipe, watch: Watch) -> Look | None:
         """Where something is at stake, look at a model in training: score it as it is, measure what it will be."""
@@ -268,46 +278,47 @@ class Evaluator(Workbench):
             {name: leaf.contiguous() for name, leaf in trained.state_dict().items()}, folder / "weights.safetensors"
         )
         context = replace(self._context(example, 0, check), engine=recipe.engine)
-        ENGINES[recipe.engine].save(lower(parts, trained, context), example, folder)
         (folder / "recipe.json").write_text(json.dumps(asdict(recipe)))
-        check()
-        program = Program(folder, recipe)
-        program.run(*example)
+        if recipe.tensor * recipe.pipeline > 1:
+            program = build(parts, trained, context, recipe, folder, self._crews)
+        else:
+            ENGINES[recipe.engine].save(lower(parts, trained, context), example, folder)
+            check()
+            program = open_program(folder, recipe, self._crews)
+        program.calling(example)()
         return program
 
     def _measure(
         self, program: Program, example: Inputs, reference: str | None, meter: Meter, protocol: Protocol
     ) -> dict[str, Any]:
-        items = self.setup.task.items
         synchronize = hardware.synchronizer(self.setup.device)
 
-        def call() -> None:
-            program.run(*example)
+        def side(one: Program, batch: Inputs) -> tuple[Callable[[], object], int, Meter, float | None]:
+            """The call, its items, the meter of the devices that it occupies, and what they take at rest."""
+            devices = one.recipe.devices
+            of = meter if len(devices) == 1 else self._meter(devices)
+            if devices not in self._idle_w:
+                self._idle_w[devices] = rest_w(of, self.setup.protocol, synchronize)
+            return one.calling(batch), one.recipe.data * self.setup.task.items(batch), of, self._idle_w[devices]
 
         with lease():
-            if self._idle_w is None:
-                self._idle_w = rest_w(meter, self.setup.protocol, synchronize)
+            call, items, of, idle_w = side(program, example)
             if reference is None:
-                alone = measure(
-                    call,
-                    items=items(example),
-                    meter=meter,
-                    protocol=protocol,
-                    synchronize=synchronize,
-                    idle_w=self._idle_w,
-                )
+                alone = measure(call, items=items, meter=of, protocol=protocol, synchronize=synchronize, idle_w=idle_w)
                 return {"measurement": alone, "ratio": None}
             other = self._reference(reference)
-            theirs = self._example(other.recipe.batch)
+            their_call, their_items, their_meter, their_idle_w = side(other, self._example(other.recipe.batch))
             beside = measure_beside(
                 call,
-                lambda: other.run(*theirs),
-                items=items(example),
-                reference_items=items(theirs),
-                meter=meter,
+                their_call,
+                items=items,
+                reference_items=their_items,
+                meter=of,
+                reference_meter=their_meter,
                 protocol=protocol,
                 synchronize=synchronize,
-                idle_w=self._idle_w,
+                idle_w=idle_w,
+                reference_idle_w=their_idle_w,
             )
         return {"measurement": beside.candidate, "ratio": beside.ratio}
 

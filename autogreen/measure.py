@@ -150,23 +150,30 @@ def measure_beside(
     items: int,
     reference_items: int | None = None,
     meter: Meter,
+    reference_meter: Meter | None = None,
     protocol: Protocol,
     synchronize: Callable[[], object] = lambda: None,
     seed: int = 0,
     clock: Callable[[], float] = time.perf_counter,
     warm: bool = True,
     idle_w: float | None = None,
+    reference_idle_w: float | None = None,
 ) -> Beside:
     """Measure `call` and `reference` in turns, A B, B A, A B ..., until the ratio's interval is narrow enough.
 
     `reference` treats `reference_items` items a call, by default as many as `call`. The protocol's numbers of windows
     count pairs; what has to be steady is the ratio. With `warm` False the warm-up is left out (both just ran); each is
-    still called once, to be timed. Else as `measure`.
+    still called once, to be timed. reference_meter, reference_idle_w: of the devices of the reference, where those are
+    others. Else as `measure`.
     """
     chance = random.Random(seed)
+    theirs = (meter, idle_w) if reference_meter is None else (reference_meter, reference_idle_w)
     candidate, other = (
-        Side(one, count, meter, protocol, synchronize, clock, chance, idle_w, lead=1)
-        for one, count in ((call, items), (reference, items if reference_items is None else reference_items))
+        Side(one, count, of, protocol, synchronize, clock, chance, rest, lead=1)
+        for one, count, (of, rest) in (
+            (call, items, (meter, idle_w)),
+            (reference, items if reference_items is None else reference_items, theirs),
+        )
     )
     for side in (other, candidate):
         side.warm(protocol.warmup_s if warm else 0.0)

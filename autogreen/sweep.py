@@ -123,7 +123,7 @@ class _Run:
     def prepare(self) -> list[str]:
         """Learn the model's anatomy, check that the study is the same, take out what cannot run here or costs for sure;
         tell what."""
-        found = self.jobs.call("prepare", {"sections": tuple(self.experiment.space.sections)})
+        found = self.jobs.call("prepare", {"sections": self.experiment.space.surveyed})
         self.experiment.refuse_untellable(found["meter"]["tier"])
         self.anatomy = Anatomy.from_json(found["anatomy"])
         self.store.check_fingerprint(

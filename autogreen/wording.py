@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from autogreen.engines import DEGREES
 from autogreen.measurement import Interval
 
 PREFIXES = {-12: "p", -9: "n", -6: "µ", -3: "m", 0: "", 3: "k", 6: "M", 9: "G", 12: "T"}
@@ -82,7 +83,9 @@ def _section(section: str, part: Any) -> str:
         return f"{part['dtype']} between"
     if section == "parallelism":
         batch = f", batch {part['batch']}" if "batch" in part else ""
-        return _count(part["threads"], "thread") + batch
+        degrees = [f"{name} ×{part[name]}" for name in DEGREES if name in part]
+        micro = f" in micro-batches of {part['micro_batch']}" if "micro_batch" in part else ""
+        return ", ".join([*degrees, _count(part["threads"], "thread")]) + batch + micro
     if section == "runtime":
         mode = f" {part['mode']}" if "mode" in part else ""
         return f"{part['engine']}{mode}{', CUDA graph' if part.get('cuda_graph') else ''}"

@@ -13,8 +13,7 @@ import pytest
 import toys
 
 from autogreen.errors import EvaluationError, RefusedError, StudyError
-from autogreen.executors import EXECUTORS, Job
-from autogreen.executors.worker import translated
+from autogreen.executors import EXECUTORS, Job, translated
 from autogreen.measurement import Protocol
 from autogreen.process import ask_each
 from autogreen.techniques import TECHNIQUES

@@ -154,6 +154,7 @@ def test_the_batch_of_a_workload() -> None:
 
 def test_a_found_policy_is_a_space_even_where_the_workload_fixes_the_batch() -> None:
     policy = {"parallelism": {"threads": 1, "batch": None}, "runtime": {"engine": "inductor", "mode": "default"}}
+    policy["parallelism"] |= {"data": 1, "tensor": 1, "pipeline": 1, "micro_batch": None}
     policy["runtime"]["cuda_graph"] = False
     assert make(space=policy).space.policy().to_json() == policy
 

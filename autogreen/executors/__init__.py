@@ -3,6 +3,7 @@
 submit(job) ... next_done() -> Done          one job fails, the study goes on
 """
 
+import errno
 import os
 import signal
 import threading
@@ -11,8 +12,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from autogreen.errors import AutogreenError
+from autogreen.errors import AutogreenError, EvaluationError, StudyError
 from autogreen.registry import Table
+
+DISK = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up", errno.EROFS: "it is read-only"}
 
 EXECUTORS = Table(
     "executor",
@@ -72,3 +75,24 @@ def die_with_parent() -> None:
         os.killpg(0, signal.SIGKILL)
 
     threading.Thread(target=watch, args=(os.getppid(),), daemon=True).start()
+
+
+def translated(error: Exception) -> AutogreenError:
+    """What an exception means for the study: one of ours as it is, a disk that cannot be written to stops the study,
+    anything else is the trial's own failure."""
+    if isinstance(error, AutogreenError):
+        return error
+    if isinstance(error, OSError) and (reason := DISK.get(error.errno or 0)):
+        return StudyError(f"{error.filename or 'the run folder'} cannot be written: {reason}. Make room and run again.")
+    if isinstance(error, PermissionError):
+        return StudyError(f"{error.filename} cannot be written: permission denied. Choose another folder with --runs.")
+    if is_out_of_memory(error):
+        return EvaluationError(f"out of memory: {str(error).splitlines()[0] if str(error) else 'no more to be had'}")
+    return EvaluationError(f"{type(error).__name__}: {error}")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    import torch
+
+    told = "can't allocate memory" in str(error) or "not enough memory" in str(error)
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or told

@@ -4,8 +4,7 @@ import time
 from collections import deque
 
 from autogreen.evaluate import Evaluator
-from autogreen.executors import Done, Job
-from autogreen.executors.worker import translated
+from autogreen.executors import Done, Job, translated
 from autogreen.workbench import Setup
 
 

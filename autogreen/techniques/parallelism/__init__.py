@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from autogreen.engines import cores
+from autogreen.engines import DEGREES, cores
 from autogreen.errors import ConfigError
 from autogreen.techniques import Target, Technique, Unit
 
@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
     from autogreen.tasks import Inputs
 
-DEGREES = ("data", "tensor", "pipeline")
 ENGINES = ("eager", "inductor")  # whose artifacts hold a part of a model, and the sums between parts
 
 
