@@ -31,7 +31,10 @@ class Crews:
         return waiting.pop() if waiting else Crew(devices)
 
     def rest(self, crew: "Crew") -> None:
-        """Take a crew back; what it has loaded is freed."""
+        """Take a crew back; what it has loaded is freed. One that is still at work for a call that failed is not
+        waited for."""
+        if crew.busy:
+            crew.close()
         if crew.open:
             try:
                 crew.ask("rest")
@@ -75,6 +78,11 @@ class Crew:
     @property
     def pids(self) -> tuple[int, ...]:
         return tuple(process.pid for process in self._processes)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a command has not been answered."""
+        return bool(self._waiting)
 
     def ask(self, command: str, each: Sequence[Mapping[str, Any]] | None = None, **same: Any) -> list[Any]:
         """Give all ranks a command, with the same arguments and each its own, and wait for all answers, by rank.
