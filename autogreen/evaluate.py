@@ -151,7 +151,7 @@ class Evaluator(Workbench):
                 kernels = check_kernels(lowered, layers, ran.products, self.setup.device, recipe.engine)
                 shares = timing.shares(program, example, ran.products) if recipe.ranks == 1 else None
                 scores = self._score(program, "validation")
-                size = artifact_bytes(partial)
+                size = artifact_bytes(partial, recipe.parts)
                 found = Evaluation(
                     key=request.key,
                     effect=request.effect,

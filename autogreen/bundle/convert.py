@@ -93,6 +93,11 @@ def _refuse(manifest: Manifest, recipe: Recipe) -> None:
             f"the bundle holds the format of {source!r}, from which nothing else can be made. Convert the bundle of "
             f"{' or '.join(SOURCES)} that it came from."
         )
+    if manifest.recipe.parts != ("",):
+        raise RefusedError(
+            f"the bundle holds a model in parts ({', '.join(manifest.recipe.parts)}), and {target!r} carries whole "
+            "models. Export a policy with degrees of data only."
+        )
     if target in ENGINES and target not in TARGETS:
         raise RefusedError(
             f"{target!r} takes a model of its own library, and the bundle holds a graph of operators. Search with "

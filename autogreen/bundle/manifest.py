@@ -13,7 +13,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from autogreen.carbon import Carbon
-from autogreen.engines import ENGINES, Kernel, Recipe
+from autogreen.engines import DEGREES, ENGINES, Kernel, Recipe
 from autogreen.errors import BundleError, ConfigError
 from autogreen.measurement import Interval, Protocol
 from autogreen.meters import Tier
@@ -29,6 +29,7 @@ DIGEST = "manifest_sha256"
 # within one process shows it. Here, fresh processes on two busy cores came out 6 % below to 2 % above. Relative, each
 # way.
 DRIFT = 0.10
+MOST_RANKS = 1024
 FEWEST_REPEATS = 3  # a limit from fewer differences is a guess
 
 
@@ -228,6 +229,10 @@ def check_recipe(recipe: Recipe, where: str) -> None:
         raise BundleError(f"{where}: the device is {recipe.device!r}; allowed: cpu, cuda, cuda:N.")
     if recipe.cuda_graph and not recipe.device.startswith("cuda"):
         raise BundleError(f"{where}: a CUDA graph on {recipe.device!r}, which is no NVIDIA GPU.")
+    if not all(1 <= getattr(recipe, name) <= MOST_RANKS for name in DEGREES) or not 1 <= recipe.ranks <= MOST_RANKS:
+        raise BundleError(f"{where}: degrees of parallelism are from 1 to {MOST_RANKS} together.")
+    if recipe.micro_batch is not None and (recipe.micro_batch < 1 or recipe.batch % recipe.micro_batch):
+        raise BundleError(f"{where}: micro-batches of {recipe.micro_batch} do not make up a batch of {recipe.batch}.")
     if not 1 <= recipe.threads <= 4096 or not 1 <= recipe.batch <= 1_000_000:
         raise BundleError(f"{where}: {recipe.threads} threads and batches of {recipe.batch} are out of bounds.")
 

@@ -124,6 +124,12 @@ class Recipe:
         return self.data * self.tensor * self.pipeline
 
     @property
+    def parts(self) -> tuple[str, ...]:
+        """Folders in the artifact's that hold what an engine wrote: itself, or one for each shard or stage."""
+        kind, count = ("shard", self.tensor) if self.tensor > 1 else ("stage", self.pipeline)
+        return tuple(f"{kind}-{number}" for number in range(count)) if count > 1 else ("",)
+
+    @property
     def devices(self) -> tuple[str, ...]:
         """What it occupies, as `meters.choose` takes it when joined by commas: a GPU a rank, or the one CPU."""
         if not self.device.startswith("cuda"):
@@ -204,13 +210,10 @@ class Engine(Protocol):
         ...
 
 
-PARTS = ("shard-*", "stage-*")  # folders of an artifact that several ranks run, each part of it an artifact
-
-
-def artifact_bytes(folder: Path) -> int:
-    """Size of what an engine wrote, files and folders named `model.*`, in the folder or in its parts."""
-    places = [folder, *(part for pattern in PARTS for part in folder.glob(pattern))]
-    found = [file for place in places for path in place.glob("model.*") for file in (path, *path.rglob("*"))]
+def artifact_bytes(folder: Path, parts: tuple[str, ...] = ("",)) -> int:
+    """Size of what an engine wrote, files and folders named `model.*`, in parts of a folder (see `Recipe.parts`)."""
+    paths = [path for part in parts for path in (folder / part).glob("model.*")]
+    found = [file for path in paths for file in (path, *path.rglob("*"))]
     return sum(file.stat().st_size for file in found if file.is_file())
 
 

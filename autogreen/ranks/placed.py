@@ -134,7 +134,7 @@ def save(
 def _sharded(
     parts: Mapping[str, Any], trained: nn.Module, context: "Context", recipe: Recipe, folder: Path, crews: Crews
 ) -> None:
-    splits = shards.splits(trained, context.example)
+    splits = shards.splits(trained, cut(context.example, 1)[0])  # what survives one example survives a batch
     if not splits:
         raise RefusedError("parallelism: tensor: nothing of this model can be split.")
     blueprint = Blueprint(

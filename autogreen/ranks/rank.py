@@ -124,7 +124,7 @@ class Rank:
         )
         with torch.no_grad():
             lowered = summed(lower(blueprint.parts, model, context), shares)
-        ENGINES[blueprint.engine].save(lowered, example, folder / f"shard-{self.rank}")
+        ENGINES[blueprint.engine].save(lowered, example, folder / f"shard-{self.rank}")  # see `Recipe.parts`
 
     # -- running -----------------------------------------------------------------------------------------------------
 
@@ -136,19 +136,14 @@ class Rank:
         """
         from autogreen.engines import Program
 
-        alone = replace(recipe, device=self.device, data=1, tensor=1, pipeline=1, micro_batch=None)
-        if recipe.tensor > 1:
-            self._program = Program(folder / f"shard-{self.rank}", alone)
-        elif recipe.pipeline > 1:
+        size = (recipe.micro_batch or recipe.batch // recipe.pipeline) if recipe.pipeline > 1 else recipe.batch
+        alone = replace(recipe, device=self.device, batch=size, data=1, tensor=1, pipeline=1, micro_batch=None)
+        self._program = Program(folder / recipe.parts[self.rank], alone)
+        self._call = self._program.run
+        if recipe.pipeline > 1:
             from autogreen.ranks.pipe import Pipe
 
-            size = recipe.micro_batch or recipe.batch // recipe.pipeline
-            self._program = Program(folder / f"stage-{self.rank}", replace(alone, batch=size))
             self._call = Pipe(self._program, folder / TREES, self.rank, self.count, recipe.batch // size)
-            return
-        else:
-            self._program = Program(folder, alone)
-        self._call = lambda args, kwargs: self._program.run(args, kwargs)
 
     def hold(self, inputs: "Inputs") -> None:
         """Keep a batch on the device, for `run`, and treat it once: what compiles does so now."""
