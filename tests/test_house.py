@@ -117,7 +117,7 @@ def test_members_never_import_the_spine():
     ("library", "home"),
     [
         ("mlflow", {name for name in FILES if name.startswith("autogreen.tracking.")}),
-        ("ray", set()),
+        ("ray", {"autogreen.executors.ray"}),
         ("pynvml", {"autogreen.meters.nvml_device", "autogreen.meters.nvml_sidecar"}),
     ],
 )

@@ -2,9 +2,10 @@
 
 import time
 from collections import deque
+from typing import ClassVar
 
 from autogreen.evaluate import Evaluator
-from autogreen.executors import Done, Job
+from autogreen.executors import Done, Job, NoSettings
 from autogreen.executors.worker import translated
 from autogreen.workbench import Setup
 
@@ -12,6 +13,7 @@ from autogreen.workbench import Setup
 class Inline:
     """One job at a time, run when its result is asked for."""
 
+    settings: ClassVar[type] = NoSettings
     slots = 1
 
     def __init__(self, setup: Setup) -> None:
