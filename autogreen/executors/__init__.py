@@ -56,7 +56,7 @@ class NoSettings:
 
 
 class Executor(Protocol):
-    """Contract of the family: built with a `Setup`, and with the fields of its `settings`, a frozen dataclass, by name."""
+    """Contract of the family: built with a `Setup` and the fields of its `settings`, a frozen dataclass, by name."""
 
     settings: ClassVar[type]
 

@@ -23,7 +23,7 @@ from typing import Any, ClassVar
 import cloudpickle
 
 from autogreen import hardware
-from autogreen.errors import AutogreenError, ConfigError, LostError, RefusedError, StudyError
+from autogreen.errors import AutogreenError, ConfigError, EvaluationError, LostError, RefusedError, StudyError
 from autogreen.executors import Done, Job
 from autogreen.executors.local import GRACE_S
 from autogreen.executors.nodes import Place, places, refuse_numbered, refuse_other, refuse_too_many, versions
@@ -117,7 +117,7 @@ class Ray:
             if ready:
                 return self._finished(busy[ready[0]])
             stuck = [seat for seat in busy.values() if seat.left_s <= 0]
-            self._failed += [self._failure(seat, TimeoutError("it does not answer")) for seat in stuck]
+            self._failed += [self._failure(seat, TimeoutError()) for seat in stuck]
         return self._failed.popleft()
 
     def close(self) -> None:
@@ -143,7 +143,9 @@ class Ray:
         except Exception as error:  # noqa: BLE001 - what it means is told apart there
             return self._failure(seat, error)
         seat.job = None
-        return replace(done, job=job, error=None if done.error is None else _at(seat.place, done.error))
+        if isinstance(done.error, EvaluationError | StudyError):
+            _name(seat.place, done.error)
+        return replace(done, job=job)
 
     def _failure(self, seat: Seat, error: Exception) -> Done:
         """What became of a job without an answer, and of its device."""
@@ -156,17 +158,25 @@ class Ray:
             told = self._lose(seat, error)
         else:
             told = translated(error)
-        return Done(job=job, error=_at(seat.place, told), duration_s=duration_s)
+        return Done(job=job, error=_name(seat.place, told), duration_s=duration_s)
 
     def _lose(self, seat: Seat, error: Exception) -> AutogreenError:
         """Give a device up, and take another where there is one."""
         self._ray.kill(seat.relay)
         self._seats.remove(seat)
-        why, end = _first_line(error), time.monotonic() + DEAD_S
-        while isinstance(error, self._ray.exceptions.ActorUnavailableError) and time.monotonic() < end:
-            if seat.place.node not in {place.node for place in self._places()}:  # it may count as alive for a while
+        end = time.monotonic() + DEAD_S
+        while alive := seat.place.node in {place.node for place in self._places()}:
+            # Ray cannot tell at once whether only its way there is broken
+            if not isinstance(error, self._ray.exceptions.ActorUnavailableError) or time.monotonic() > end:
                 break
             time.sleep(0.2)
+        why = (
+            "it does not answer"
+            if isinstance(error, TimeoutError)
+            else "its process died"
+            if alive
+            else "its node died"
+        )
         taken = {other.place for other in self._seats}
         for place in [place for place in self._places() if place not in taken]:
             try:
@@ -254,7 +264,8 @@ class Ray:
         call("begin", cloudpickle.dumps(setup), own.device, f"worker-{self._begun}.log")
 
 
-def _at(place: Place, error: AutogreenError) -> AutogreenError:
+def _name(place: Place, error: AutogreenError) -> AutogreenError:
+    """Say where it happened."""
     error.args = (f"{place.name}: {error}",)
     return error
 

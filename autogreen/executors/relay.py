@@ -26,7 +26,7 @@ class Relay:
 
     def __init__(self, path: Sequence[str], working: str, threads: str | None) -> None:
         known = [*sys.path, *(entry for entry in path if entry not in sys.path and Path(entry).exists())]
-        sys.path[:] = [entry for entry in known if Path(entry).name != "thirdparty_files"]  # Ray's own psutil and others
+        sys.path[:] = [entry for entry in known if Path(entry).name != "thirdparty_files"]  # Ray's own psutil
         with suppress(OSError):
             os.chdir(working)
         os.environ.pop("OMP_NUM_THREADS", None)
