@@ -170,13 +170,9 @@ class Ray:
             if not isinstance(error, self._ray.exceptions.ActorUnavailableError) or time.monotonic() > end:
                 break
             time.sleep(0.2)
-        why = (
-            "it does not answer"
-            if isinstance(error, TimeoutError)
-            else "its process died"
-            if alive
-            else "its node died"
-        )
+        why = "its process died" if alive else "its node died"
+        if isinstance(error, TimeoutError):
+            why = "it does not answer"
         taken = {other.place for other in self._seats}
         for place in [place for place in self._places() if place not in taken]:
             try:
