@@ -10,6 +10,7 @@ training it.
 import copy
 import json
 import os
+import platform
 import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
@@ -47,6 +48,10 @@ from autogreen.workbench import Workbench
 
 class Evaluator(Workbench):
     """Answers a coordinator's calls."""
+
+    def describe(self) -> dict[str, Any]:
+        """Which machine this is (see `hardware.describe`)."""
+        return hardware.describe(self.setup.device)
 
     def prepare(self, sections: Collection[str] = tuple(TECHNIQUES)) -> dict[str, Any]:
         """Build the baseline; return its anatomy (what techniques of these sections can treat) and data type, the
@@ -114,7 +119,7 @@ class Evaluator(Workbench):
             AutogreenError: the policy failed or cannot really be applied; the study goes on.
         """
         with Watch(self._meter(), request.limit_s, request.limit_j) as watch:
-            return self._evaluate(request, watch)
+            return replace(self._evaluate(request, watch), host=platform.node())
 
     def _evaluate(self, request: Request, watch: Watch) -> Evaluation:
         parts, study = request.effect.parts, self.setup.folder

@@ -60,6 +60,7 @@ class Evaluation:
     for other ranks, mean over the ranks of a replica; None where one rank does all.
     rungs: its loss while it trained, where that was looked at. saved_j: by stopping it, about.
     seconds, joules: by phase. spent_j: all that this evaluation cost, training and compilers included.
+    host: name of the machine that ran it, whose board the measurement's boundary names; empty in older studies.
     """
 
     key: str
@@ -85,6 +86,7 @@ class Evaluation:
     seconds: Mapping[str, float] = field(default_factory=dict)
     joules: Mapping[str, float] = field(default_factory=dict)
     spent_j: float = 0.0
+    host: str = ""
 
     def to_json(self) -> dict[str, Any]:
         data = asdict(self)

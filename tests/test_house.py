@@ -125,7 +125,7 @@ def test_members_never_import_the_spine():
     ("library", "home"),
     [
         ("mlflow", {name for name in FILES if name.startswith("autogreen.tracking.")}),
-        ("ray", set()),
+        ("ray", {"autogreen.executors.ray"}),
         ("pynvml", {"autogreen.meters.nvml_device", "autogreen.meters.nvml_sidecar"}),
     ],
 )
