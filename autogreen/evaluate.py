@@ -34,6 +34,7 @@ from autogreen.measure import lease, measure, measure_beside, rest_w
 from autogreen.measurement import Interval, Measurement, Protocol
 from autogreen.meters import Meter, choose
 from autogreen.probe import Probe
+from autogreen.queueing import Load
 from autogreen.tasks import Inputs, Scores, to_device
 from autogreen.techniques import TECHNIQUES, unseen
 from autogreen.techniques.precision import rest
@@ -278,8 +279,12 @@ class Evaluator(Workbench):
     def _measure(
         self, program: Program, example: Inputs, reference: str | None, meter: Meter, protocol: Protocol
     ) -> dict[str, Any]:
-        items = self.setup.task.items
         synchronize = hardware.synchronizer(self.setup.device)
+        load = self._load(program)
+
+        def items(inputs: Inputs) -> int:
+            """Of one call, or of one request to a server."""
+            return self.setup.task.items(inputs if load is None else self._example(1))
 
         def call() -> None:
             program.run(*example)
@@ -291,6 +296,7 @@ class Evaluator(Workbench):
                 alone = measure(
                     call,
                     items=items(example),
+                    load=load,
                     meter=meter,
                     protocol=protocol,
                     synchronize=synchronize,
@@ -304,12 +310,18 @@ class Evaluator(Workbench):
                 lambda: other.run(*theirs),
                 items=items(example),
                 reference_items=items(theirs),
+                load=load,
+                reference_load=self._load(other),
                 meter=meter,
                 protocol=protocol,
                 synchronize=synchronize,
                 idle_w=self._idle_w,
             )
         return {"measurement": beside.candidate, "ratio": beside.ratio}
+
+    def _load(self, program: Program) -> Load | None:
+        """What a server has to bear; None in other workloads."""
+        return self.setup.workload.load(program.recipe.batch, program.recipe.batch_delay_s)
 
     def _times_above_floor(self, found: Evaluation, measured: Measurement) -> float | None:
         """None where nothing bounds it: unit costs that could not be measured, a kernel that nobody recognised.

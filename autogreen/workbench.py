@@ -154,6 +154,7 @@ class Workbench:
             device=self.setup.device,
             mode=parts["runtime"].get("mode", "default"),
             cuda_graph=parts["runtime"].get("cuda_graph", False),
+            batch_delay_s=parallelism.get("batch_delay_s", 0.0),
         )
 
     def _keep_golden(self) -> None:

@@ -93,7 +93,8 @@ class Runtime:
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """All that decides, besides the artifact, how it runs. batch: examples a call, fixed in the artifact.
-    threads: intra-op threads on a CPU. device: "cpu" or "cuda:N". mode, cuda_graph: see `Runtime`."""
+    threads: intra-op threads on a CPU. device: "cpu" or "cuda:N". mode, cuda_graph: see `Runtime`. batch_delay_s: for
+    which a server lets the oldest request wait for the batch to fill."""
 
     engine: str
     batch: int
@@ -101,6 +102,7 @@ class Recipe:
     device: str
     mode: Mode = "default"
     cuda_graph: bool = False
+    batch_delay_s: float = 0.0
 
 
 Precision = Literal["int8", "float8", "bfloat16", "float16", "float32"]
