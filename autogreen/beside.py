@@ -8,6 +8,7 @@ from autogreen.measure import lease, measure_beside, rest_w
 from autogreen.measurement import Beside, Protocol
 from autogreen.meters import Meter
 from autogreen.recording import SIDES, Tape
+from autogreen.workload import Workload
 
 if TYPE_CHECKING:
     from autogreen.tasks import Inputs
@@ -23,11 +24,13 @@ def measure_programs(
     reference_items: int,
     meter: Meter,
     protocol: Protocol,
+    workload: Workload,
 ) -> tuple[Beside, tuple[str, ...]]:
     """Measure `program` beside `other`, each on the first batch of its inputs, on the device of the first.
 
     Args:
         items, reference_items: of one call of each, as they were counted when it was first measured.
+        workload: in which both are used; of a server each batches as its recipe says.
 
     Returns:
         the measurement; and whose each window was, in the order they were taken (see `recording`).
@@ -48,6 +51,8 @@ def measure_programs(
             tape.of(SIDES[1], lambda: other.run(*others)),
             items=items,
             reference_items=reference_items,
+            load=workload.load(program.recipe.batch, program.recipe.batch_delay_s),
+            reference_load=workload.load(other.recipe.batch, other.recipe.batch_delay_s),
             meter=tape,
             protocol=protocol,
             synchronize=synchronize,

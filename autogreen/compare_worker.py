@@ -45,6 +45,7 @@ def contest(a: Entrant, b: Entrant, protocol: Protocol) -> dict[str, Any]:
         reference_items=b.items,
         meter=meter,
         protocol=protocol,
+        workload=a.workload,
     )
     recording = recorded(
         dict(zip(SIDES, (beside.candidate, beside.reference), strict=True)),

@@ -15,10 +15,11 @@ from autogreen import hardware, recording
 from autogreen.bundle.manifest import DRIFT
 from autogreen.entrant import Entrant, find
 from autogreen.errors import EvaluationError, RefusedError
-from autogreen.measurement import Beside, Interval, Protocol
+from autogreen.measurement import Beside, Interval, Measurement, Protocol
 from autogreen.process import ask
+from autogreen.queueing import Load
 from autogreen.schema import build
-from autogreen.wording import spread
+from autogreen.wording import latency, spread
 
 TARGET = 0.01  # half width of the interval of the ratio that ends a comparison
 CAP_S = 60.0  # of windows, where that is not reached before
@@ -119,6 +120,7 @@ class Comparison:
                     "energy_per_item_j": asdict(side.energy_per_item_j),
                     "range_per_item_j": asdict(side.range_per_item_j),
                     "latency_s": asdict(side.latency_s),
+                    "served": None if side.served is None else asdict(side.served),
                     "items_per_call": side.items_per_call,
                     "idle_w": side.idle_w,
                     "limited": list(side.limited),
@@ -143,7 +145,7 @@ class Comparison:
         origin = self.beside.candidate
         sides = {"A": self.beside.candidate, "B": self.beside.reference}
         lines = [
-            f"{letter}  {name}: {spread(side.energy_per_item_j, 'J')} per {self.item}"
+            f"{letter}  {name}: {spread(side.energy_per_item_j, 'J')} per {self.item}{_served(side)}"
             for letter, name, side in (("A", self.a, self.beside.candidate), ("B", self.b, self.beside.reference))
         ]
         lines += [
@@ -188,7 +190,12 @@ def compare(
         recording.check_new(record)
     first, second = find(a, runs, native_code=native_code), find(b, runs, native_code=native_code)
     _check_comparable(first, second)
-    protocol = build(Protocol, {**asdict(patient(first.protocol)), **(changes or {})}, "protocol")
+    if record is not None and first.workload.kind == "server":
+        raise RefusedError(
+            "a recording holds windows and no latencies, so that of a server would not judge again what was measured. "
+            "Compare without --record; --json keeps what was found."
+        )
+    protocol = build(Protocol, {**asdict(patient(first.protocol, first.load)), **(changes or {})}, "protocol")
     told = ask(
         "autogreen.compare_worker",
         {"a": first.to_json(), "b": second.to_json(), "protocol": asdict(protocol)},
@@ -224,13 +231,14 @@ def replay(path: Path, changes: Mapping[str, Any] | None = None) -> Comparison:
     )
 
 
-def patient(protocol: Protocol) -> Protocol:
+def patient(protocol: Protocol, load: Load | None = None) -> Protocol:
     """The same to ±1 %, with about a minute of windows where its own cap comes sooner.
 
     Not the final rule: that looks first after 40 pairs, which guards a published interval against strong drift. In
     turns drift hits both alike, and somebody waits for the answer.
     """
-    most = max(80, protocol.max_windows, math.ceil(CAP_S / (2 * protocol.window_s)))
+    window_s = protocol.window_s if load is None else load.stretch_s(protocol.window_s)
+    most = max(80, protocol.max_windows, math.ceil(CAP_S / (2 * window_s)))
     return replace(protocol, max_windows=min(1000, most), target_relative=min(TARGET, protocol.target_relative))
 
 
@@ -245,10 +253,19 @@ def _check_comparable(a: Entrant, b: Entrant) -> None:
             f"the energy of A is {a.tier} and that of B {b.tier}: tiers are never ranked against each other. Search "
             "both with the same meter."
         )
+    if "server" in (a.workload.kind, b.workload.kind) and a.workload != b.workload:
+        raise RefusedError(
+            f"A was searched in {a.workload} and B in {b.workload}: a request to a server also pays for the time "
+            "between requests, so both need the same rate and limit. Search both in one workload."
+        )
     if a.recipe.device != b.recipe.device:
         raise RefusedError(
             f"A runs on {a.recipe.device} and B on {b.recipe.device}: no meter covers both. Search both on one device."
         )
+
+
+def _served(side: Measurement) -> str:
+    return "" if side.served is None else f"; {latency(side)}"
 
 
 def _saved(ratio: Interval) -> str:

@@ -17,17 +17,19 @@ def untouched(
     runtime: Mapping[str, Any],
     threads: int | None = None,
     batch: int | None = None,
+    batch_delay_s: float | None = None,
 ) -> Effect:
-    """The uncompressed model; threads and batch by default the least that the space knows."""
+    """The uncompressed model; threads and batch by default the least that the space knows, and no waiting for it."""
     threads = threads or min(space.options("parallelism", "threads") or (1,))
     batch = batch or min((size for size in space.options("parallelism", "batch") if size), default=None)
-    parallelism: dict[str, Any] = {"threads": threads, "batch": batch}
+    parallelism: dict[str, Any] = {"threads": threads, "batch": batch, "batch_delay_s": batch_delay_s}
     return SearchSpace.from_json({"parallelism": parallelism, "runtime": runtime}).policy().effect(anatomy)
 
 
 def runtimes(space: SearchSpace, anatomy: Anatomy, device: str) -> Iterator[Effect]:
     """The uncompressed model in PyTorch's own engines and in every other one that the space lets a policy have and that
-    runs here; on a GPU with and without a CUDA graph; with every compiler mode, thread count and batch of the space."""
+    runs here; on a GPU with and without a CUDA graph; with every compiler mode, thread count, batch and batch
+    delay of the space."""
     engines = dict.fromkeys(("eager", "inductor", *space.options("runtime", "engine")))
     knobs = (
         [engine for engine in engines if ENGINES[engine].missing(device) is None],
@@ -35,11 +37,12 @@ def runtimes(space: SearchSpace, anatomy: Anatomy, device: str) -> Iterator[Effe
         (False, True) if device.startswith("cuda") else (False,),
         space.options("parallelism", "threads") or (1,),
         space.options("parallelism", "batch") or (None,),
+        space.options("parallelism", "batch_delay_s") or (None,),
     )
     seen = set()
-    for engine, mode, cuda_graph, threads, batch in product(*knobs):
+    for engine, mode, cuda_graph, threads, batch, batch_delay_s in product(*knobs):
         runtime = {"engine": engine, "mode": mode, "cuda_graph": cuda_graph}
-        effect = untouched(space, anatomy, runtime, threads, batch)
+        effect = untouched(space, anatomy, runtime, threads, batch, batch_delay_s)
         if effect.id not in seen:  # a mode says nothing to an engine that does not compile
             seen.add(effect.id)
             yield effect

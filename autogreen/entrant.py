@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from autogreen.bundle.manifest import Manifest
+from autogreen.bundle.manifest import Manifest, workload
 from autogreen.bundle.read import read
 from autogreen.engines import Recipe
 from autogreen.errors import ConfigError, RefusedError, StudyError
@@ -14,8 +14,10 @@ from autogreen.front import RULES, Front
 from autogreen.measurement import Protocol
 from autogreen.meters import Tier
 from autogreen.point import Point
+from autogreen.queueing import Load
 from autogreen.store import Store
 from autogreen.wording import words
+from autogreen.workload import Workload
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +27,8 @@ class Entrant:
     name: as the user wrote it, and what it is in words. study, key: which policy it is. folder: of the artifact.
     bundle: the folder is a bundle; golden inputs then lie in it, else in the study's folder.
     item: what is counted; items: of one call. hardware: as `hardware.describe` gave it. tier, protocol, meter: of its
-    own measurement. native_code: the user trusts machine code that came with the bundle.
+    own measurement. workload: in which it was searched. native_code: the user trusts machine code that came with
+    the bundle.
     """
 
     name: str
@@ -40,17 +43,28 @@ class Entrant:
     tier: Tier
     protocol: Protocol
     meter: dict[str, Any]
+    workload: Workload
     native_code: bool
+
+    @property
+    def load(self) -> Load | None:
+        """What it has to bear as a server; None in other workloads."""
+        return self.workload.load(self.recipe.batch, self.recipe.batch_delay_s)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data that `from_json` turns back into an equal object."""
-        return {**asdict(self), "folder": str(self.folder)}
+        return {**asdict(self), "folder": str(self.folder), "workload": self.workload.to_json()}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Entrant":
         """The inverse of `to_json`."""
-        made = {"folder": Path(data["folder"]), "recipe": Recipe(**data["recipe"])}
-        return cls(**{**data, **made, "protocol": Protocol(**data["protocol"])})
+        made = {
+            "folder": Path(data["folder"]),
+            "recipe": Recipe(**data["recipe"]),
+            "protocol": Protocol(**data["protocol"]),
+            "workload": Workload(**data["workload"]),
+        }
+        return cls(**{**data, **made})
 
 
 def find(text: str, runs: Path, *, native_code: bool = False) -> Entrant:
@@ -97,6 +111,7 @@ def _of_bundle(text: str, folder: Path, manifest: Manifest, native_code: bool) -
         tier=manifest.energy.tier,
         protocol=manifest.energy.protocol,
         meter=dict(manifest.energy.meter),
+        workload=workload(manifest, text),
         native_code=native_code,
     )
 
@@ -126,6 +141,7 @@ def _of_study(text: str, store: Store, rule: str) -> Entrant:
         tier=results.tier,
         protocol=Protocol(**results.experiment.get("protocol", {})),
         meter=dict(results.experiment.get("meter", {})),
+        workload=Workload(**results.workload),
         native_code=True,  # made here, by this study
     )
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -36,6 +36,7 @@ from autogreen.measure import lease, measure, measure_beside, rest_w
 from autogreen.measurement import Interval, Measurement, Protocol
 from autogreen.meters import Meter, choose
 from autogreen.probe import Probe
+from autogreen.queueing import Load
 from autogreen.ranks import build, open_program
 from autogreen.tasks import Inputs, Scores, to_device
 from autogreen.techniques import TECHNIQUES, unseen
@@ -177,7 +178,7 @@ class Evaluator(Workbench):
                 )
             if found.loss is None or request.max_loss is None or found.loss.low <= request.max_loss:
                 with watch.measuring() as meter:
-                    measured = self._measure(program, example, request.reference, meter, self.setup.protocol)
+                    measured = self._measure(program, request.reference, meter, self.setup.protocol)
                 above = self._times_above_floor(found, measured["measurement"])
                 found = replace(found, status="measured", **measured, times_above_floor=above)
                 quality.keep(study, request.key, "validation", scores)
@@ -199,7 +200,7 @@ class Evaluator(Workbench):
                 theirs = self._test_scores(reference)
                 ours = self._test_scores(key, program)
             with watch.measuring() as meter:
-                measured = self._measure(program, example, reference, meter, protocol)
+                measured = self._measure(program, reference, meter, protocol)
             return Published(
                 key=key,
                 test=quality.mean(ours),
@@ -261,7 +262,7 @@ class Evaluator(Workbench):
                         call_once(shaped, example)
                         program = self._build(parts, shaped, example, recipe, folder, watch.check)
                     with watch.measuring() as meter:
-                        return self._measure(program, example, request.reference, meter, self.setup.protocol)
+                        return self._measure(program, request.reference, meter, self.setup.protocol)
                 finally:
                     shutil.rmtree(folder, ignore_errors=True)
                     self._all_cores()
@@ -293,39 +294,56 @@ class Evaluator(Workbench):
         program.calling(example)()
         return program
 
-    def _measure(
-        self, program: Program, example: Inputs, reference: str | None, meter: Meter, protocol: Protocol
-    ) -> dict[str, Any]:
+    def _measure(self, program: Program, reference: str | None, meter: Meter, protocol: Protocol) -> dict[str, Any]:
         synchronize = hardware.synchronizer(self.setup.device)
-
-        def side(one: Program, batch: Inputs) -> tuple[Callable[[], object], int, Meter, float | None]:
-            """The call, its items, the meter of the devices that it occupies, and what they take at rest."""
-            devices = one.recipe.devices
-            of = meter if len(devices) == 1 else self._meter(devices)
-            if devices not in self._idle_w:
-                self._idle_w[devices] = rest_w(of, self.setup.protocol, synchronize)
-            return one.calling(batch), one.recipe.data * self.setup.task.items(batch), of, self._idle_w[devices]
-
         with lease():
-            call, items, of, idle_w = side(program, example)
+            ours = self._side(program, meter, synchronize)
             if reference is None:
-                alone = measure(call, items=items, meter=of, protocol=protocol, synchronize=synchronize, idle_w=idle_w)
+                alone = measure(
+                    ours.call,
+                    items=ours.items,
+                    load=ours.load,
+                    meter=ours.meter,
+                    protocol=protocol,
+                    synchronize=synchronize,
+                    idle_w=ours.idle_w,
+                )
                 return {"measurement": alone, "ratio": None}
-            other = self._reference(reference)
-            their_call, their_items, their_meter, their_idle_w = side(other, self._example(other.recipe.batch))
+            theirs = self._side(self._reference(reference), meter, synchronize)
             beside = measure_beside(
-                call,
-                their_call,
-                items=items,
-                reference_items=their_items,
-                meter=of,
-                reference_meter=their_meter,
+                ours.call,
+                theirs.call,
+                items=ours.items,
+                reference_items=theirs.items,
+                load=ours.load,
+                reference_load=theirs.load,
+                meter=ours.meter,
+                reference_meter=theirs.meter,
                 protocol=protocol,
                 synchronize=synchronize,
-                idle_w=idle_w,
-                reference_idle_w=their_idle_w,
+                idle_w=ours.idle_w,
+                reference_idle_w=theirs.idle_w,
             )
         return {"measurement": beside.candidate, "ratio": beside.ratio}
+
+    def _side(self, program: Program, meter: Meter, synchronize: Callable[[], object]) -> "_Side":
+        """meter: of the one device that most programs occupy."""
+        recipe, items = program.recipe, self.setup.task.items
+        example, load = self._example(recipe.batch), self._load(program)
+        of = meter if len(recipe.devices) == 1 else self._meter(recipe.devices)
+        if recipe.devices not in self._idle_w:
+            self._idle_w[recipe.devices] = rest_w(of, self.setup.protocol, synchronize)
+        return _Side(
+            call=program.calling(example),
+            items=recipe.data * items(example) if load is None else items(self._example(1)),
+            load=load,
+            meter=of,
+            idle_w=self._idle_w[recipe.devices],
+        )
+
+    def _load(self, program: Program) -> Load | None:
+        """What a server has to bear; None in other workloads."""
+        return self.setup.workload.load(program.recipe.batch, program.recipe.batch_delay_s)
 
     def _times_above_floor(self, found: Evaluation, measured: Measurement) -> float | None:
         """None where nothing bounds it: unit costs that could not be measured, a kernel that nobody recognised.
@@ -337,6 +355,17 @@ class Evaluator(Workbench):
         if costs is None or found.work is None:
             return None
         return floor.times_above_floor(measured, found.work, costs, {kernel.precision for kernel in found.kernels})
+
+
+class _Side(NamedTuple):
+    """What is measured: a call, its items or those of one request to a server, what that has to bear, and the meter of
+    the devices that are occupied, with what they take at rest."""
+
+    call: Callable[[], object]
+    items: int
+    load: Load | None
+    meter: Meter
+    idle_w: float | None
 
 
 def _stopped(request: Request, recipe: Recipe, stop: StopTraining) -> Evaluation:

@@ -1,9 +1,9 @@
 """Experiment: one YAML file, validated once, wired to objects here and nowhere else.
 
 task: digits                                 # or {digits: {width: 32}}, or a class of yours: {"module:Class": {}}
-workload: {kind: offline, batch: 64}
+workload: {kind: offline, batch: 64}         # or {kind: single}, {kind: server, rate_per_s: 40, p95_s: 0.1}
 space: ../search_spaces/cnn.yaml             # or the sections themselves
-constraints: {max_loss: 0.05}                # also max_latency_s, max_size_bytes, max_memory_bytes
+constraints: {max_loss: 0.05}                # also max_latency_s (no server's), max_size_bytes, max_memory_bytes
 protocol: {window_s: 0.5}
 meter: {name: auto}
 budget: {trials: 40, seconds: 900}           # also energy_j, payback; trial_seconds: cap of each one
@@ -21,7 +21,7 @@ carbon: {g_per_kwh: 380, source: "..., 2025"}  # grams of CO2 equivalent; absent
 """
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -148,6 +148,35 @@ class Experiment:
                 f"space.parallelism.batch: the workload fixes the batch at {self.workload.fixed_batch}; leave it out, "
                 "or set workload.batch to null."
             )
+        self._check_serving(batches)
+
+    def _check_serving(self, batches: Sequence[int]) -> None:
+        """A server's keys stand where there is a server, and can be kept together."""
+        delays = [delay for delay in self.space.options("parallelism", "batch_delay_s") if delay is not None]
+        limit_s = self.workload.p95_s
+        if limit_s is None:
+            if delays:
+                raise ConfigError(
+                    "space.parallelism.batch_delay_s: nobody waits for a batch to fill in a workload of kind "
+                    f"{self.workload.kind}; leave it out, or set workload.kind to server."
+                )
+            return
+        if not batches:
+            raise ConfigError(
+                "a server workload needs space.parallelism.batch: how many requests go together is the policies' to "
+                "choose, for example {choice: [1, 4, 16]}."
+            )
+        if delays and max(delays) >= limit_s:
+            raise ConfigError(
+                f"space.parallelism.batch_delay_s reaches {max(delays):g} s, and workload.p95_s is {limit_s:g} s: who "
+                "waits so long for a batch to fill is late before it begins. Keep it below."
+            )
+        if self.constraints.max_latency_s is not None:
+            raise ConfigError("constraints.max_latency_s: a server's limit is workload.p95_s; leave this one out.")
+
+    def excess(self, evaluation: "Evaluation") -> dict[str, float]:
+        """By how much each constraint is missed (0 or less: it holds), the limit of a server among them."""
+        return {**self.constraints.excess(evaluation), **self.workload.excess(evaluation.measurement)}
 
     def refuse_untellable(self, tier: Tier) -> None:
         """Refuse to search what a meter of this tier cannot tell apart.
@@ -179,6 +208,7 @@ class Experiment:
         values = {name: getattr(self, name) for name in _SCALARS}
         held = {name: getattr(self, name) for name in _PARTS}
         parts = {name: None if part is None else asdict(part) for name, part in held.items()}
+        parts["workload"] = self.workload.to_json()
         return {"task": self.task_data, "space": self.space.to_json(), **parts, **values}
 
 

@@ -150,7 +150,7 @@ def times_above_floor(
     bound_j = min(costs.lower_bound_j(way, touched) for way in ways)
     if bound_j <= 0:
         return None
-    energy, items = measurement.energy_per_item_j, measurement.items_per_call
+    energy, items = measurement.energy_per_item_j, measurement.items_per_batch
     if energy.high * items < bound_j:
         raise MeterError(
             f"measured {energy.mean * items:.3g} J a call, but its {total:.3g} FLOPs ({', '.join(sorted(precisions))}) "

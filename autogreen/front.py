@@ -31,7 +31,7 @@ from autogreen.measurement import Interval
 from autogreen.point import Point, dominates, hypervolume, logarithmic, place, place_trial
 from autogreen.registry import nearest
 from autogreen.results import Results
-from autogreen.wording import quantity
+from autogreen.wording import latency, quantity
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -240,8 +240,9 @@ class Front:
         )
 
     def verdicts(self) -> tuple[str, ...]:
-        """Plain sentences for what should give a user pause: references and controls that beat members."""
-        said = []
+        """Plain sentences for what should give a user pause: who misses a server's limit, as measured last, and
+        references and controls that beat members."""
+        said = [self._late(point) for point in (*self.references, *self.members) if self._is_late(point)]
         for other in self.references:
             beaten = [point for point in self.members if dominates(other, point)]
             kind = "control" if other in self.controls else "reference"
@@ -256,6 +257,17 @@ class Front:
                     f"{len(beaten)} of {len(self.members)} members of the front beyond the noise: {told}."
                 )
         return tuple(said)
+
+    def _is_late(self, point: Point) -> bool:
+        served = point.measurement.served
+        return served is not None and not (served.stable and served.p95_s.mean <= self.results.workload["p95_s"])
+
+    def _late(self, point: Point) -> str:
+        role = "control" if point in self.controls else "member" if point in self.members else "reference"
+        return (
+            f"The {role} {point.name!r} misses the limit of {quantity(self.results.workload['p95_s'], 's')}: "
+            f"{latency(point.measurement)}."
+        )
 
     def to_json(self) -> dict[str, Any]:
         """One JSON object without NaN or infinity; what is unknown is None."""
@@ -363,7 +375,7 @@ def _knee(members: tuple[Point, ...], best: Point) -> Point:
 
 def _told(point: Point, carbon: Carbon | None) -> dict[str, Any]:
     """tier and boundary hold for every figure of energy."""
-    net = point.net_energy_per_item_j
+    net, served = point.net_energy_per_item_j, point.measurement.served
     return {
         "quality": point.quality.mean,
         "quality_low": point.quality.low,
@@ -374,6 +386,7 @@ def _told(point: Point, carbon: Carbon | None) -> dict[str, Any]:
         "tier": point.measurement.tier,
         "boundary": point.measurement.boundary,
         "latency_s": point.measurement.latency_s.mean,
+        **({} if served is None else {"p50_s": asdict(served.p50_s), "p95_s": asdict(served.p95_s)}),
         "size_bytes": point.evaluation.size_bytes,
     }
 

@@ -57,7 +57,7 @@ def warnings(windows: Sequence[Window]) -> tuple[str, ...]:
         *_foreign_load(windows, used),
         *_guests(readings),
         *_against_samples(readings),
-        *_unsteady(readings),
+        *_unsteady([window.reading for window in used if window.reading is not None and window.batches is None]),
         *_spinning(used),
     )
 
@@ -104,6 +104,7 @@ def _against_samples(readings: Sequence[Reading]) -> tuple[str, ...]:
 
 
 def _unsteady(readings: Sequence[Reading]) -> tuple[str, ...]:
+    """Of windows in which the work never paused; a server's power comes and goes with its requests."""
     worst = max((_bend(reading) for reading in readings), default=0.0)
     if worst <= UNSTEADY:
         return ()
@@ -122,7 +123,9 @@ def _bend(reading: Reading) -> float:
 
 def _spinning(used: Sequence[Window]) -> tuple[str, ...]:
     """OpenMP threads that wait by spinning count as busy: processor time grows while the work does not."""
-    busy = [(w.reading.busy_s, w.reading.duration_s, w.calls) for w in used if w.reading and w.reading.busy_s]
+    busy = [
+        (w.reading.busy_s, w.reading.duration_s, w.batches or w.calls) for w in used if w.reading and w.reading.busy_s
+    ]
     if not busy:
         return ()
     advice = "set OMP_WAIT_POLICY=passive before Python starts, and keep other programs away."

@@ -93,9 +93,11 @@ class Window:
 
     Attributes:
         reading: what the meter said; None if it failed.
-        calls, duration_s: calls made and the seconds they took, synchronised at both ends.
+        calls, duration_s: calls made and the seconds they took, synchronised at both ends; of a server the requests
+            that were answered, and the seconds of the window, with those in which nothing was to be done.
         used: whether it counts in the statistics.
         reason: why it was discarded, or what speaks against it though it was used; None for a clean window.
+        batches: of a server, begun in this window; None: calls followed one another without a pause.
     """
 
     reading: Reading | None
@@ -103,6 +105,7 @@ class Window:
     duration_s: float
     used: bool
     reason: str | None = None
+    batches: int | None = None
 
     @property
     def energy_per_call_j(self) -> float:
@@ -117,18 +120,48 @@ class Window:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Served:
+    """How requests that came by themselves were answered, in the windows that count.
+
+    Attributes:
+        rate_per_s: requests a second, a Poisson process.
+        requests: that were answered, on which the rest is based.
+        p50_s, p95_s: seconds from when a request was due to its answer, within which 50 and 95 of 100 were answered;
+            95 % interval.
+        fill: requests in a batch, mean.
+        batch_s: seconds that a batch took, mean.
+        utilization: the share of what it can answer, all batches being full, that was asked for.
+    """
+
+    rate_per_s: float
+    requests: int
+    p50_s: Interval
+    p95_s: Interval
+    fill: float
+    batch_s: float
+    utilization: float
+
+    @property
+    def stable(self) -> bool:
+        """Whether the queue stays bounded: requests come more slowly than full batches answer them."""
+        return self.utilization < 1
+
+
+@dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """What one call costs, with its origin.
+    """What one call costs, with its origin. To a server a call is a request.
 
     Attributes:
         energy_per_item_j: joules per item; the 95 % interval of repeating, low not under 0.
-        latency_s: seconds per call, calls following one another without a pause.
+        latency_s: seconds per call, calls following one another without a pause; of a server the mean seconds from
+            when a request was due to its answer.
         items_per_call: items that one call treats.
         tier, boundary: the meter's own words; tiers are never ranked against each other.
         windows: every window in order, discarded ones too.
         warnings: what may be wrong and what to do about it.
         idle_w: power of the device at rest with the program loaded, so its context and memory held; None: not
             looked at.
+        served: how requests were answered; None: calls followed one another.
     """
 
     energy_per_item_j: Interval
@@ -139,6 +172,20 @@ class Measurement:
     windows: tuple[Window, ...]
     warnings: tuple[str, ...] = ()
     idle_w: float | None = None
+    served: Served | None = None
+
+    @property
+    def call_s(self) -> float:
+        """Seconds of the device's time for a call: of a server also those in which nothing was to be done."""
+        if self.served is None:
+            return self.latency_s.mean
+        used = [window for window in self.windows if window.used]
+        return sum(window.duration_s for window in used) / sum(window.calls for window in used)
+
+    @property
+    def items_per_batch(self) -> float:
+        """Items that one run of the program treats; of a server the mean, its batches not being always full."""
+        return self.items_per_call * (1.0 if self.served is None else self.served.fill)
 
     @property
     def net_energy_per_item_j(self) -> Interval | None:
@@ -148,7 +195,7 @@ class Measurement:
         """
         if self.idle_w is None:
             return None
-        rest_j = self.idle_w * self.latency_s.mean / self.items_per_call
+        rest_j = self.idle_w * self.call_s / self.items_per_call
         energy = self.energy_per_item_j
         return Interval(mean=energy.mean - rest_j, low=energy.low - rest_j, high=energy.high - rest_j)
 
@@ -161,7 +208,7 @@ class Measurement:
     @property
     def power_w(self) -> float:
         """Mean power while it ran."""
-        return self.energy_per_item_j.mean * self.items_per_call / self.latency_s.mean
+        return self.energy_per_item_j.mean * self.items_per_call / self.call_s
 
     @property
     def limited(self) -> tuple[str, ...]:
@@ -200,6 +247,7 @@ class Measurement:
                     "energy_per_item_j": Interval(**data["energy_per_item_j"]),
                     "latency_s": Interval(**data["latency_s"]),
                     "windows": tuple(_window(window) for window in data["windows"]),
+                    "served": None if data.get("served") is None else _served(data["served"]),
                     "warnings": tuple(data["warnings"]),
                 }
             )
@@ -248,6 +296,10 @@ class Beside:
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ConfigError(f"not a stored comparison: {type(error).__name__}: {error}.") from error
+
+
+def _served(data: Mapping[str, Any]) -> Served:
+    return Served(**{**data, "p50_s": Interval(**data["p50_s"]), "p95_s": Interval(**data["p95_s"])})
 
 
 def _window(data: Mapping[str, Any]) -> Window:

@@ -11,7 +11,7 @@ from autogreen.carbon import J_PER_WH
 from autogreen.front import Front
 from autogreen.picture import CROWD, Series, series, shown, title, window
 from autogreen.point import Point
-from autogreen.wording import plain_spread, quantity, spread, times
+from autogreen.wording import latency, plain_spread, quantity, spread, times
 
 
 def html(front: Front) -> str:
@@ -87,7 +87,7 @@ def hover(front: Front, point: Point) -> list[str]:
         lines.append(
             f"on test data: quality {point.published.test.mean:.4f}, loss {plain_spread(point.published.test_loss)}"
         )
-    lines.append(f"{quantity(point.measurement.latency_s.mean, 's')} per call")
+    lines.append(f"{latency(point.measurement)} per {'call' if point.measurement.served is None else 'request'}")
     if point.evaluation.size_bytes is not None:
         lines[-1] += f", {quantity(point.evaluation.size_bytes, 'B')}"
     if point.trial and not point.trial.feasible:

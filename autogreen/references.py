@@ -1,27 +1,38 @@
 """What every trial is compared with, measured before the first: plain use, the best runtime, and the controls."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from autogreen.anatomy import Anatomy
 from autogreen.controls import controls_of, runtime_of, runtimes, untouched
-from autogreen.errors import EvaluationError, RefusedError
+from autogreen.errors import EvaluationError, RefusedError, StudyError
 from autogreen.evaluation import Evaluation, Request
 from autogreen.jobs import Jobs
 from autogreen.measurement import Interval
 from autogreen.space import SearchSpace
 from autogreen.store import Store
+from autogreen.workload import Workload
 
 NO_FLOOR_LOSS = 0.2  # loss of the reference point where no quality floor is set
 
 
 def references(
-    jobs: Jobs, store: Store, space: SearchSpace, anatomy: Anatomy, device: str, refused: dict[str, list[str]]
+    jobs: Jobs,
+    store: Store,
+    space: SearchSpace,
+    anatomy: Anatomy,
+    device: str,
+    workload: Workload,
+    refused: dict[str, list[str]],
 ) -> Iterator[str]:
     """Measure plain use and the best runtime of the same weights; tell what is next. A runtime that does not run the
-    model is added to `refused`, with the reason."""
+    model is added to `refused`, with the reason. The best one of a server keeps to its limit.
+
+    Raises:
+        StudyError: none keeps to it.
+    """
     found: dict[str, Any] = store.get("references", {})
     if "plain" not in found:
         yield "plain use"
@@ -38,11 +49,37 @@ def references(
         except (RefusedError, EvaluationError) as error:  # a model that no graph holds, a mode that fails on it
             refused.setdefault(f"best runtime: {error}", []).append(runtime_of(effect))
             yield f"{runtime_of(effect)} does not run the model: {error}"
-    best = min(candidates, key=lambda one: one.ratio.mean if one.ratio else 1.0)
+    late = [one for one in candidates if max(workload.excess(one.measurement).values(), default=0.0) > 0]
+    yield from (f"{_late(one, workload)}: it is no baseline" for one in late)
+    if len(late) == len(candidates):
+        raise StudyError(_none_in_time(late, workload))
+    best = min((one for one in candidates if one not in late), key=lambda one: one.ratio.mean if one.ratio else 1.0)
     found["baseline"] = replace(best, loss=None, ratio=None).to_json()
     if best is not plain:  # state plain use against the baseline, like everything else: the same pairs
         found["plain"] = replace(plain, loss=_negated(best.loss), ratio=_inverted(best.ratio)).to_json()
     store.put("references", found)
+
+
+def _late(one: Evaluation, workload: Workload) -> str:
+    assert one.measurement is not None and one.measurement.served is not None, "a limit was missed"
+    served = one.measurement.served
+    told = f"{runtime_of(one.effect)} misses workload.p95_s ({workload.p95_s:g} s): {served.p95_s.mean:.3g} s"
+    return told if served.stable else f"{told}, and the queue grows without bound"
+
+
+def _none_in_time(late: Sequence[Evaluation], workload: Workload) -> str:
+    """The message, which names the one that came nearest."""
+    nearest = min(late, key=lambda one: workload.excess(one.measurement)["p95_s"])
+    assert nearest.measurement is not None and nearest.measurement.served is not None, "a limit was missed"
+    batch_s, limit_s = nearest.measurement.served.batch_s, workload.p95_s
+    assert limit_s is not None, "a limit was missed"
+    alone = " One batch alone takes longer, so no rate is low enough." if batch_s > limit_s else ""
+    return (
+        f"the uncompressed model keeps to the limit in none of {len(late)} runtimes at {workload.rate_per_s:g} "
+        f"requests a second, so there is no baseline. The nearest: {_late(nearest, workload)} (a batch takes "
+        f"{batch_s:.3g} s)."
+        f"{alone} Raise workload.p95_s, lower workload.rate_per_s, or give the space other engines, batches and delays."
+    )
 
 
 def baseline(store: Store) -> Evaluation:

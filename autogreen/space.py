@@ -294,12 +294,6 @@ class SearchSpace:
                 settings.setdefault(section, []).append(build_setting(section, {**literals, field: option}, name))
             yield option, Policy({section: tuple(found) for section, found in settings.items()})
 
-    @property
-    def surveyed(self) -> tuple[str, ...]:
-        """Sections that have to know what of a model they can treat: parallelism only where a degree splits tensors."""
-        splits = set(self.options("parallelism", "tensor")) - {1}
-        return tuple(section for section in self.sections if section != "parallelism" or splits)
-
     def options(self, section: str, field: str) -> tuple[Any, ...]:
         """Every value that some rule can give a field, in order of appearance; of a range its ends."""
         found: dict[Any, None] = {}

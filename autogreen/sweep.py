@@ -123,7 +123,7 @@ class _Run:
     def prepare(self) -> list[str]:
         """Learn the model's anatomy, check that the study is the same, take out what cannot run here or costs for sure;
         tell what."""
-        found = self.jobs.call("prepare", {"sections": self.experiment.space.surveyed})
+        found = self.jobs.call("prepare", {"sections": restriction.surveyed(self.experiment.space)})
         self.experiment.refuse_untellable(found["meter"]["tier"])
         self.anatomy = Anatomy.from_json(found["anatomy"])
         self.store.check_fingerprint(
@@ -151,7 +151,7 @@ class _Run:
             "experiment": self.experiment.to_json(),
             "task": self.experiment.task_text,
             "data": _digest(dict(self.experiment.task.fingerprint())),
-            "workload": vars(self.experiment.workload),
+            "workload": self.experiment.workload.to_json(),
             **{key: found[key] for key in ("hardware", "item")},
             **{key: found["meter"][key] for key in ("tier", "boundary")},
             "max_loss": self.experiment.constraints.max_loss,
@@ -172,7 +172,7 @@ class _Run:
     def references(self) -> Iterator[Progress]:
         """Measure plain use, the best runtime of the same weights, and the controls."""
         where = (self.jobs, self.store, self.space, self.anatomy, self.device)
-        for note in references.references(*where, self._facts["refused"]):
+        for note in references.references(*where, self.experiment.workload, self._facts["refused"]):
             yield self.progress("references", note)
         self.baseline = references.baseline(self.store)
         if self.store.get("facts") is None:
@@ -309,7 +309,7 @@ class _Run:
                 self.store.study.tell(trial, state=TrialState.FAIL)
                 return
             evaluation: Evaluation = done.value
-            violations = self.experiment.constraints.excess(evaluation)
+            violations = self.experiment.excess(evaluation)
             trial.set_user_attr("evaluation", evaluation.to_json())
             trial.set_user_attr("constraints", violations)
             trial.set_user_attr(
@@ -323,7 +323,7 @@ class _Run:
         """One effect is evaluated once; proposed again, it teaches the sampler what is known."""
         if data := twin.user_attrs.get("evaluation"):
             evaluation = Evaluation.from_json(data)
-            self._tell_values(trial, evaluation, self.experiment.constraints.excess(evaluation))
+            self._tell_values(trial, evaluation, self.experiment.excess(evaluation))
         else:
             self.store.study.tell(trial, state=TrialState.FAIL)
 

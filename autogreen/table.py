@@ -7,7 +7,7 @@ from autogreen.carbon import J_PER_WH
 from autogreen.front import Front
 from autogreen.point import Point
 from autogreen.sides import Sides
-from autogreen.wording import plain_spread, quantity, spread, times
+from autogreen.wording import latency, plain_spread, quantity, spread, times
 
 
 def front_table(front: Front) -> Table:
@@ -36,7 +36,7 @@ def front_table(front: Front) -> Table:
             joules,
             f"{point.ratio.mean:.3f}",
             *("" if point.times_above_floor is None else times(point.times_above_floor) for _ in floor),
-            quantity(point.measurement.latency_s.mean, "s"),
+            latency(point.measurement),
             "" if size is None else quantity(size, "B"),
             point.words,
         )

@@ -4,7 +4,7 @@ import math
 import random
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import repeat
 from typing import Protocol as Contract
 from typing import runtime_checkable
@@ -30,8 +30,19 @@ class Repeating(Contract):
         ...
 
 
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What was done in a window: see `Window`."""
+
+    calls: int
+    duration_s: float
+    batches: int | None = None
+
+
 class Side:
     """One callable on its way to a measurement."""
+
+    overloaded = False  # asked for more than it can do; what is called again and again never is
 
     def __init__(
         self,
@@ -92,7 +103,8 @@ class Side:
             window = self._window()
             self.windows.append(window)
             self.spent_s += window.duration_s
-            self.call_s = min(self.call_s, window.duration_s / window.calls if window.duration_s > 0 else math.inf)
+            if window.duration_s > 0 and window.calls > 0:
+                self.call_s = min(self.call_s, window.duration_s / window.calls)
             if window.used:
                 return window.energy_per_call_j / self.items
             if self.failed > self.protocol.min_windows:
@@ -110,23 +122,50 @@ class Side:
         place = next(place for place, window in enumerate(self.windows) if window.used)
         self.windows[place] = replace(self.windows[place], used=False, reason=WARMING_UP)
 
-    def _window(self) -> Window:
-        meter = self.meter
-        # Whole calls of random number shift the phase against the meter's steps and keep the device as warm as before.
-        shift = int(self.chance.random() * meter.resolution_s / self.call_s)
+    @property
+    def least_s(self) -> float:
+        """Of a window."""
+        return max(self.protocol.window_s, WINDOW_STEPS * self.meter.resolution_s)
+
+    @property
+    def used(self) -> list[Window]:
+        """The windows that count."""
+        return [window for window in self.windows if window.used]
+
+    def values(self) -> list[float]:
+        """Joules per item of each window that counts; their mean is what is measured."""
+        return [window.energy_per_call_j / self.items for window in self.used]
+
+    def logs(self) -> list[float]:
+        """The same on the logarithmic scale, for ratios."""
+        return [math.log(value) for value in self.values()]
+
+    def _approach(self) -> None:
+        """Whole calls of random number before a window shift the phase against the meter's steps and keep the device as
+        warm as before."""
+        shift = int(self.chance.random() * self.meter.resolution_s / self.call_s)
         self._repeat(self.lead + shift)
-        calls = max(1, math.ceil(max(self.protocol.window_s, WINDOW_STEPS * meter.resolution_s) / self.call_s))
+
+    def _work(self) -> Work:
+        """What a window is about."""
+        calls = max(1, math.ceil(self.least_s / self.call_s))
+        return Work(calls=calls, duration_s=self._run(calls))
+
+    def _window(self) -> Window:
+        self._approach()
         self.synchronize()
-        meter.start()
+        self.meter.start()
         try:
-            duration_s = self._run(calls)
+            work = self._work()
         except BaseException:
             with suppress(MeterError):
-                meter.stop()
+                self.meter.stop()
             raise
         reading, reason = self._stop()
-        if duration_s <= 0:
-            reason = f"the clock stood still: {calls} calls in {duration_s} s"
+        if work.duration_s <= 0:
+            reason = f"the clock stood still: {work.calls} calls in {work.duration_s} s"
+        elif work.calls == 0:
+            reason = "no request came"
         used = reason is None
         if not used:
             self.failed += 1
@@ -136,7 +175,14 @@ class Side:
                 reason = f"{foreign_cores:.2f} foreign busy cores (limit {self.protocol.foreign_limit:g})"
                 used = self.foreign >= self.protocol.min_windows
                 self.foreign += not used
-        return Window(reading=reading, calls=calls, duration_s=duration_s, used=used, reason=reason)
+        return Window(
+            reading=reading,
+            calls=work.calls,
+            duration_s=work.duration_s,
+            used=used,
+            reason=reason,
+            batches=work.batches,
+        )
 
     def _stop(self) -> tuple[Reading | None, str | None]:
         """The reading, if there is one, and why it must not count."""
@@ -148,11 +194,10 @@ class Side:
         return (reading if readable else None), gates.against(reading, self.idle_w)
 
     def measurement(self, warnings: tuple[str, ...]) -> Measurement:
-        used = [window for window in self.windows if window.used]
-        energy = interval([window.energy_per_call_j / self.items for window in used])
+        energy = interval(self.values())
         return Measurement(
             energy_per_item_j=Interval(mean=energy.mean, low=max(0.0, energy.low), high=energy.high),
-            latency_s=interval([window.duration_s / window.calls for window in used]),
+            latency_s=interval([window.duration_s / window.calls for window in self.used]),
             items_per_call=self.items,
             tier=self.meter.tier,
             boundary=self.meter.boundary,

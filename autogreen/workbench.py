@@ -158,6 +158,7 @@ class Workbench:
             mode=parts["runtime"].get("mode", "default"),
             cuda_graph=parts["runtime"].get("cuda_graph", False),
             **{name: parallelism[name] for name in (*DEGREES, "micro_batch") if name in parallelism},
+            batch_delay_s=parallelism.get("batch_delay_s", 0.0),
         )
 
     def _keep_golden(self) -> None:

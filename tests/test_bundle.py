@@ -400,7 +400,7 @@ FILE = {"size_bytes": 1, "sha256": "0" * 64}
         (put(("files", "model.pt2"), {**FILE, "sha256": "x"}), "size or hash"),
         (put(("files", "model.pt2"), {**FILE, "size_bytes": -1}), "size or hash"),
         (put(("format",), 1), "format 1"),
-        (put(("format",), 2), "format 2; this autogreen reads 4"),
+        (put(("format",), 2), "format 2; this autogreen reads 5"),
         (put(("extra",), 1), "unknown key 'extra'"),
         (put(("energy", "extra"), 1), "unknown key 'extra'"),
         (put(("recipe", "extra"), 1), "unknown key 'extra'"),

@@ -20,6 +20,13 @@ PLANS = {"search_benchmark"}  # of benchmarks: no experiment of their own
 EXPERIMENTS = sorted(path for path in (ROOT / "experiments").glob("*.yaml") if path.stem not in PLANS)
 MINIMAL = {"task": "digits", "space": {"parallelism": {"threads": 1}}}
 
+SERVER = {"kind": "server", "rate_per_s": 40, "p95_s": 0.1}
+
+
+def served(**parallelism: Any) -> dict[str, Any]:
+    """Changes that make it a server's."""
+    return {"workload": SERVER, "space": {"parallelism": {"batch": 4, **parallelism}}}
+
 
 def make(**changes: Any) -> Experiment:
     return from_json({**MINIMAL, **changes}, name="x", folder=Path())
@@ -110,7 +117,7 @@ def test_a_space_in_another_file_is_found_beside_the_experiment(tmp_path: Path) 
         ({"budget": {"trials": None}}, "needs trials, seconds or energy_j"),
         ({"constraints": {"max_loss": -0.1}}, "max_loss must be 0 or more"),
         ({"constraints": {"max_los": 0.1}}, r"Did you mean 'max_loss'"),
-        ({"workload": {"kind": "batch"}}, r"x\.workload\.kind.*'single' or 'offline'"),
+        ({"workload": {"kind": "batch"}}, r"x\.workload\.kind.*'single', 'offline' or 'server'"),
         ({"workload": {"kind": "single", "batch": 8}}, "batch must be 1"),
         ({"workload": {"batch": 0}}, "batch must be 1 or more"),
         ({"workload": {"batch": "64"}}, r"x\.workload\.batch"),
@@ -120,6 +127,20 @@ def test_a_space_in_another_file_is_found_beside_the_experiment(tmp_path: Path) 
             {"space": {"parallelism": {"batch": {"choice": [1, 8]}}}, "workload": {"kind": "single"}},
             "workload fixes the batch at 1;",
         ),
+        ({"workload": {**SERVER, "rate_per_s": 0}}, r"x\.workload: rate_per_s must be a number above 0 .*not 0"),
+        ({"workload": {**SERVER, "rate_per_s": float("inf")}}, "rate_per_s must be a number above 0"),
+        ({"workload": {"kind": "server", "rate_per_s": 40}}, r"p95_s must be a number above 0 \(seconds\).*not None"),
+        ({"workload": {**SERVER, "p95_s": -0.1}}, "p95_s must be a number above 0"),
+        ({"workload": {**SERVER, "batch": 8}}, r"batch is 8.*write it as space\.parallelism\.batch"),
+        ({"workload": {"kind": "offline", "rate_per_s": 40}}, "rate_per_s belongs to a server workload.*offline"),
+        ({"workload": {"kind": "single", "p95_s": 0.1}}, "p95_s belongs to a server workload.*single"),
+        ({"workload": SERVER}, r"needs space\.parallelism\.batch"),
+        ({"workload": SERVER, "space": {"parallelism": {"batch": None}}}, r"needs space\.parallelism\.batch"),
+        ({"space": {"parallelism": {"batch_delay_s": 0.01}}}, "batch_delay_s: nobody waits .* kind offline"),
+        (served(batch_delay_s={"choice": [0.0, 0.1]}), r"batch_delay_s reaches 0\.1 s, and workload\.p95_s is 0\.1 s"),
+        (served(batch_delay_s=-0.1), "batch_delay_s must be 0 or more"),
+        (served(batch_delay_s={"float": {"low": 0.0, "high": float("inf")}}), "batch_delay_s"),
+        ({**served(), "constraints": {"max_latency_s": 0.1}}, r"a server's limit is workload\.p95_s"),
     ],
 )
 def test_what_is_refused(changes: dict[str, Any], told: str) -> None:
@@ -153,10 +174,26 @@ def test_the_batch_of_a_workload() -> None:
 
 
 def test_a_found_policy_is_a_space_even_where_the_workload_fixes_the_batch() -> None:
-    policy = {"parallelism": {"threads": 1, "batch": None}, "runtime": {"engine": "inductor", "mode": "default"}}
-    policy["parallelism"] |= {"data": 1, "tensor": 1, "pipeline": 1, "micro_batch": None}
+    degrees = {"data": 1, "tensor": 1, "pipeline": 1, "micro_batch": None}
+    parallelism = {"threads": 1, "batch": None, "batch_delay_s": None, **degrees}
+    policy = {"parallelism": parallelism, "runtime": {"engine": "inductor", "mode": "default"}}
     policy["runtime"]["cuda_graph"] = False
     assert make(space=policy).space.policy().to_json() == policy
+
+
+def test_a_server_leaves_its_batch_to_policies_and_says_no_more_than_it_has() -> None:
+    found = make(**served(batch={"choice": [1, 4]}, batch_delay_s={"float": {"low": 0.0, "high": 0.05}}))
+    assert found.workload.batch is None and found.workload.fixed_batch is None
+    assert found.to_json()["workload"] == {"kind": "server", "rate_per_s": 40, "p95_s": 0.1}
+    assert Workload(**found.to_json()["workload"]) == found.workload
+    load = found.workload.load(4, 0.02)
+    assert load is not None and (load.rate_per_s, load.batch, load.batch_delay_s) == (40, 4, 0.02)
+    assert Workload().load(64, 0.0) is None
+
+
+def test_the_name_of_a_workload_in_a_study_stays_what_it_was() -> None:
+    assert str(Workload()) == "Workload(kind='offline', batch=64)"
+    assert str(Workload(**SERVER)) == "Workload(kind='server', rate_per_s=40, p95_s=0.1)"
 
 
 # --- overrides --------------------------------------------------------------------------------------------------------

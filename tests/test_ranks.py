@@ -92,14 +92,14 @@ def made(
     crews: Crews,
     parts: dict[str, Any] | None = None,
     engine: str = "eager",
-    data: Any = (),
+    batches: Any = (),
     **degrees: int,
 ) -> Program:
     folder.mkdir(exist_ok=True)
     recipe = Recipe(engine=engine, batch=BATCH, threads=1, device="cpu", **degrees)
     save_file({name: leaf.contiguous() for name, leaf in model.state_dict().items()}, folder / "weights.safetensors")
     if recipe.tensor * recipe.pipeline > 1:
-        around = context(example, list(data), engine=engine)
+        around = context(example, list(batches), engine=engine)
         return build(parts or {}, copy.deepcopy(model), around, recipe, folder, crews)
     ENGINES[engine].save(model, example, folder)
     return open_program(folder, recipe, crews)
@@ -160,7 +160,7 @@ def test_shards_and_stages_are_quantized_where_they_are(degrees: dict[str, int],
     effect = {f"layers.{number}": "w8a8_static" for number in range(4)}
     batches = [torch.randn(16, 32) for _ in range(4)]
     program = made(
-        model, example, tmp_path, crews, {"quantization": effect}, engine="inductor", data=batches, **degrees
+        model, example, tmp_path, crews, {"quantization": effect}, engine="inductor", batches=batches, **degrees
     )
     with torch.no_grad():
         assert 0 < apart(program(*example[0]), model(*example[0])) < 0.1
@@ -186,6 +186,34 @@ def test_a_rank_that_dies_takes_the_others_along_at_once(tmp_path: Path) -> None
     program.close()
     assert crews.hire(("cpu", "cpu")) is not crew, "the next policy gets a new one"
     crews.close()
+
+
+def test_replicas_answer_requests_side_by_side(tmp_path: Path, crews: Crews) -> None:
+    """Behind one queue both are at work at once, and what they answer is measured."""
+    from autogreen.measure import measure
+    from autogreen.measurement import Protocol
+    from autogreen.meters import choose
+    from autogreen.queueing import Load, Replicated
+
+    model, example = cases()["network"]
+    program = made(model, example, tmp_path, crews, **DATA)
+    call = program.calling(example)
+    assert isinstance(call, Replicated)
+    first, second = call.replicas
+    first.start(1)
+    second.start(1)
+    until = time.monotonic() + 10
+    waiting = {first, second}
+    while waiting and time.monotonic() < until:
+        call.wait(1.0)
+        waiting -= {one for one in waiting if one.done()}
+    assert not waiting
+    protocol = Protocol(warmup_s=0.1, window_s=0.2, min_windows=2, max_windows=2, preheat_s=0, foreign_limit=99)
+    load = Load(rate_per_s=100, p95_s=0.5, batch=BATCH, batch_delay_s=0.01)
+    found = measure(call, items=1, load=load, meter=choose("cpu"), protocol=protocol)
+    assert found.served is not None and found.served.stable and found.served.requests > 50
+    assert found.served.p50_s.mean >= found.served.batch_s, "no answer comes before a batch is done"
+    program.close()
 
 
 def test_a_rank_that_hangs_is_told_and_stopped() -> None:

@@ -105,7 +105,11 @@ def _energy(manifest: Manifest, energy: Energy) -> list[str]:
     rows.append(f"| energy-delay product, joule-seconds per call | {energy.energy_delay_js:.4g} | |")
     if energy.times_above_floor is not None:
         rows.append(f"| energy over the least that the work can cost here | {energy.times_above_floor:.3g} | |")
-    rows.append(_row("milliseconds per call", energy.latency_s, 1e3))
+    if energy.served is None:
+        rows.append(_row("milliseconds per call", energy.latency_s, 1e3))
+    else:
+        rows.append(_row("milliseconds within which half of the requests were answered", energy.served.p50_s, 1e3))
+        rows.append(_row("milliseconds within which 95 of 100 were", energy.served.p95_s, 1e3))
     if energy.ratio is not None:
         rows.append(_row("energy over the reference's", energy.ratio))
     return rows

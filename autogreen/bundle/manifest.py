@@ -15,11 +15,12 @@ from typing import Any
 from autogreen.carbon import Carbon
 from autogreen.engines import DEGREES, ENGINES, Kernel, Recipe
 from autogreen.errors import BundleError, ConfigError
-from autogreen.measurement import Interval, Protocol
+from autogreen.measurement import Interval, Protocol, Served
 from autogreen.meters import Tier
 from autogreen.schema import build, parse_json
+from autogreen.workload import Workload
 
-FORMAT = 4  # in 3 every bundle's energy was measured
+FORMAT = 5  # in 4 no recipe said how long a batch waits to be filled
 NAME = "manifest.json"
 DIGEST = "manifest_sha256"
 
@@ -55,10 +56,11 @@ class Energy:
     per_item_j: joules per item; the interval of repeating. range_per_item_j: widened by the meter's own range.
     net_per_item_j: joules per item above those of the device at rest, at idle_w watts, for as long; None: rest was not
     looked at. energy_delay_js: of one call. times_above_floor: joules over the least that the work can cost on the
-    device; None: nothing bounds it. emission_per_item_g: grams of CO2 equivalent at `carbon`; None: none was stated.
-    ratio: joules per item over the reference's, measured in turns. ratio_prediction: where a fresh measurement of that
-    ratio on the same device falls in 95 of 100 cases. windows: pairs (or windows) that the intervals rest on.
-    protocol: takes as many pairs as that. meter: its settings, as the search had them.
+    device; None: nothing bounds it. latency_s: of a call, of a server of a request, which to it is a call. served: how
+    its requests were answered; None: calls followed one another. emission_per_item_g: grams of CO2 equivalent at
+    `carbon`; None: none was stated. ratio: joules per item over the reference's, measured in turns. ratio_prediction:
+    where a fresh measurement of that ratio on the same device falls in 95 of 100 cases. windows: pairs (or windows)
+    that the intervals rest on. protocol: takes as many pairs as that. meter: its settings, as the search had them.
     """
 
     items_per_call: int
@@ -73,6 +75,7 @@ class Energy:
     emission_per_item_g: float | None
     carbon: Carbon | None
     latency_s: Interval
+    served: Served | None
     tier: Tier
     boundary: str
     windows: int
@@ -199,6 +202,7 @@ def _check(manifest: Manifest, where: str) -> None:
         raise BundleError(f"{where}: it was converted from {manifest.converted_from!r}, which is no engine.")
     if manifest.energy is not None:
         _check_energy(manifest.energy, where)
+        workload(manifest, where)
     if not 0 < manifest.golden.tolerance < 1 or manifest.golden.examples < 1:
         raise BundleError(f"{where}: golden examples need a tolerance in (0, 1) and one example at least.")
     if len({name.casefold() for name in (*manifest.files, NAME)}) != len(manifest.files) + 1:
@@ -221,6 +225,18 @@ def _check_energy(energy: Energy, where: str) -> None:
         raise BundleError(f"{where}: a call has one item at least.")
 
 
+def workload(manifest: Manifest, where: str) -> Workload:
+    """In which the energy was measured.
+
+    Raises:
+        BundleError: there is none like it.
+    """
+    try:
+        return build(Workload, manifest.workload, f"{where}: workload")
+    except ConfigError as error:
+        raise BundleError(str(error)) from None
+
+
 def check_recipe(recipe: Recipe, where: str) -> None:
     """Refuse a recipe that names no known engine or device, or absurd numbers, before anything runs by it."""
     if recipe.engine not in ENGINES:
@@ -233,6 +249,8 @@ def check_recipe(recipe: Recipe, where: str) -> None:
         raise BundleError(f"{where}: degrees of parallelism are from 1 to {MOST_RANKS} together.")
     if recipe.micro_batch is not None and (recipe.micro_batch < 1 or recipe.batch % recipe.micro_batch):
         raise BundleError(f"{where}: micro-batches of {recipe.micro_batch} do not make up a batch of {recipe.batch}.")
+    if not 0 <= recipe.batch_delay_s < math.inf:
+        raise BundleError(f"{where}: batches wait {recipe.batch_delay_s!r} s to be filled, which is no time.")
     if not 1 <= recipe.threads <= 4096 or not 1 <= recipe.batch <= 1_000_000:
         raise BundleError(f"{where}: {recipe.threads} threads and batches of {recipe.batch} are out of bounds.")
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from autogreen.beside import measure_programs
 from autogreen.bundle import golden
-from autogreen.bundle.manifest import Energy, Manifest
+from autogreen.bundle.manifest import Energy, Manifest, workload
 from autogreen.bundle.read import examples, load_reference, opened, read
 from autogreen.bundle.verify import Verification, kept
 from autogreen.engines import Program
@@ -100,6 +100,7 @@ def _measured(
         reference_items=energy.reference_items_per_call,
         meter=chosen,
         protocol=protocol,
+        workload=workload(manifest, str(folder)),
     )
     return beside, ""
 

@@ -146,6 +146,7 @@ def _energy(evaluation: Evaluation, published: Published | None, results: Result
         emission_per_item_g=None if carbon is None else carbon.emission_g(joules),
         carbon=carbon,
         latency_s=measurement.latency_s,
+        served=measurement.served,
         tier=measurement.tier,
         boundary=measurement.boundary,
         windows=windows,

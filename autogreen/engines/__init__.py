@@ -104,7 +104,8 @@ class Recipe:
     """All that decides, besides the artifact, how it runs. batch: examples a call of a replica, fixed in the artifact.
     threads: intra-op threads on a CPU, of each rank. device: "cpu" or "cuda:N". mode, cuda_graph: see `Runtime`.
     data, tensor, pipeline, micro_batch: see `Parallelism`; a process of its own, a rank, for each of
-    data x tensor x pipeline, on as many GPUs from `device` on.
+    data x tensor x pipeline, on as many GPUs from `device` on. batch_delay_s: for which a server lets the oldest
+    request wait for the batch to fill.
     """
 
     engine: str
@@ -113,6 +114,7 @@ class Recipe:
     device: str
     mode: Mode = "default"
     cuda_graph: bool = False
+    batch_delay_s: float = 0.0
     data: int = 1
     tensor: int = 1
     pipeline: int = 1

@@ -72,12 +72,18 @@ class Crew:
         for given in theirs:
             given.close()
         self._waiting: dict[int, Connection] = {}
-        self._began = 0.0
-        self._command = ""
+        self._answers: dict[int, Any] = {}
+        self._failed: AutogreenError | None = None
+        self._until, self._command = 0.0, ""
 
     @property
     def pids(self) -> tuple[int, ...]:
         return tuple(process.pid for process in self._processes)
+
+    @property
+    def pending(self) -> tuple[Connection, ...]:
+        """Over which answers are still to come."""
+        return tuple(self._waiting.values())
 
     @property
     def busy(self) -> bool:
@@ -97,43 +103,50 @@ class Crew:
     def begin(self, command: str, each: Sequence[Mapping[str, Any]] | None = None, **same: Any) -> None:
         """Give the command without waiting."""
         assert not self._waiting, "one command at a time"
-        self._command, self._began = command, time.monotonic()
-        self._answers: dict[int, Any] = {}
+        self._command, self._failed, self._answers = command, None, {}
+        self._until = time.monotonic() + self.limit_s
         for rank, connection in enumerate(self._connections):
             own = {} if each is None else each[rank]
             with suppress(OSError):  # a rank that died is noticed when its answer is read
                 connection.send_bytes(cloudpickle.dumps((command, {**same, **own})))
             self._waiting[rank] = connection
 
-    def ready(self) -> bool:
-        """Whether `finish` would return at once."""
-        return len(wait(list(self._waiting.values()), timeout=0)) == len(self._waiting)
+    def ready(self, within_s: float = 0.0) -> bool:
+        """Wait for some answer, if any is missing; tell whether `finish` would return or raise at once.
+
+        Raises:
+            EvaluationError: a rank died.
+        """
+        if self._waiting:
+            self._gather(within_s)
+        return not self._waiting or time.monotonic() >= self._until
 
     def finish(self) -> list[Any]:
         """Wait for the answers, by rank."""
-        failed: AutogreenError | None = None
-        until = self._began + self.limit_s
-        while self._waiting:
-            found = wait(list(self._waiting.values()), timeout=max(0.0, until - time.monotonic()))
-            if not found:
-                break
-            for rank in [rank for rank, connection in self._waiting.items() if connection in found]:
-                try:
-                    self._answers[rank], error = cloudpickle.loads(self._waiting.pop(rank).recv_bytes())
-                except (EOFError, OSError):
-                    raise self._died(rank) from None
-                if error is not None and failed is None:
-                    # the others raise the same, or wait for this one in a collective for ever
-                    failed, until = error, min(until, time.monotonic() + GRACE_S)
+        while self._waiting and self._gather(max(0.0, self._until - time.monotonic())):
+            pass
         if self._waiting:
             silent = ", ".join(map(str, sorted(self._waiting)))
             self.close()
-            failed = failed or EvaluationError(
+            self._failed = self._failed or EvaluationError(
                 f"rank {silent} did not answer {self._command!r} within {self.limit_s:.0f} s; all were stopped."
             )
-        if failed is not None:
-            raise failed
+        if self._failed is not None:
+            raise self._failed
         return [self._answers[rank] for rank in range(len(self._connections))]
+
+    def _gather(self, within_s: float) -> bool:
+        """Read what has been answered; tell whether anything was."""
+        found = wait(list(self._waiting.values()), timeout=within_s)
+        for rank in [rank for rank, connection in self._waiting.items() if connection in found]:
+            try:
+                self._answers[rank], error = cloudpickle.loads(self._waiting.pop(rank).recv_bytes())
+            except (EOFError, OSError):
+                raise self._died(rank) from None
+            if error is not None and self._failed is None:
+                # the others raise the same, or wait for this one in a collective for ever
+                self._failed, self._until = error, min(self._until, time.monotonic() + GRACE_S)
+        return bool(found)
 
     def close(self) -> None:
         """Kill all ranks; may be called twice."""
@@ -158,3 +171,11 @@ class Crew:
             if code == -signal.SIGKILL:
                 how += ", as the system does when memory runs out"
         return EvaluationError(f"rank {rank} of {len(self._processes)} died ({how}); the others were stopped.")
+
+
+def wait_for_any(crews: Sequence[Crew], seconds: float) -> bool:
+    """Sleep for so long, or until a rank of a busy crew has answered; False: none is busy, and no time has passed."""
+    waiting = [connection for crew in crews for connection in crew.pending]
+    if waiting:
+        wait(waiting, timeout=seconds)
+    return bool(waiting)

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import time
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -15,7 +16,7 @@ from autogreen.compress import lower
 from autogreen.engines import ENGINES, Program, Recipe, exported
 from autogreen.engines.profile import Trace
 from autogreen.errors import RefusedError
-from autogreen.ranks.crew import Crew, Crews
+from autogreen.ranks.crew import Crew, Crews, wait_for_any
 from autogreen.ranks.rank import TREES, Blueprint
 from autogreen.ranks.talk import Told
 from autogreen.tasks import cut, to_device
@@ -99,11 +100,30 @@ class Placed(Program):
             crew.finish()
 
 
+class Remote:
+    """A replica in front of which requests queue: it is told to begin, and asked whether it is done."""
+
+    def __init__(self, crew: Crew) -> None:
+        self._crew = crew
+
+    def start(self, count: int) -> None:
+        """Begin a batch; one that is not full is filled up, and takes what a full one takes."""
+        self._crew.begin("run", calls=1)
+
+    def done(self) -> bool:
+        """Whether it is answered."""
+        if not self._crew.ready():
+            return False
+        self._crew.finish()
+        return True
+
+
 class Held:
     """A batch that lies on every replica's devices. A call treats it on all of them; so do many, told once."""
 
     def __init__(self, crews: Sequence[Crew], inputs: "Inputs") -> None:
         self._crews = crews
+        self.replicas = [Remote(crew) for crew in crews]
         self._do("hold", inputs=inputs)
 
     def __call__(self) -> None:
@@ -112,6 +132,11 @@ class Held:
     def repeat(self, calls: int) -> None:
         """Treat it so often on each replica; return when the slowest is done."""
         self._do("run", calls=calls)
+
+    def wait(self, seconds: float) -> None:
+        """Sleep for so long, or until a replica that is at work has answered."""
+        if not wait_for_any([crew for crew in self._crews if crew.busy], seconds):
+            time.sleep(seconds)
 
     def _do(self, command: str, **arguments: Any) -> None:
         for crew in self._crews:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from autogreen.front import Front
 from autogreen.point import Point
 from autogreen.report.markup import Html, folded, joined, table, tag
-from autogreen.wording import about, percent, plain_spread, quantity, spread, times
+from autogreen.wording import about, latency, percent, plain_spread, quantity, spread, times
 
 MANY = 12  # members beyond which a table of all of them is folded
 
@@ -120,7 +120,7 @@ def _figures(point: Point) -> tuple[Html, ...]:
             f"possible: {quantity(possible.low, 'J')} to {quantity(possible.high, 'J')}" if estimated else None,
             None if above is None else f"{times(above)} its floor",
         ),
-        _cell(quantity(point.measurement.latency_s.mean, "s"), None if size is None else quantity(size, "B")),
+        _cell(latency(point.measurement), None if size is None else quantity(size, "B")),
     )
 
 

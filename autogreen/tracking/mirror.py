@@ -231,6 +231,8 @@ def _metrics(evaluation: Evaluation, point: Point | None, carbon: Carbon | None)
         found |= _ends("energy_per_item_j", point.energy_per_item_j) | _ends("energy_ratio", point.ratio)
         found |= _ends("net_energy_per_item_j", point.net_energy_per_item_j) | point.figures(carbon)
         found |= _ends("latency_s", point.measurement.latency_s)
+        if (served := point.measurement.served) is not None:
+            found |= _ends("p50_s", served.p50_s) | _ends("p95_s", served.p95_s)
         if point.published:
             found |= _ends("test_quality", point.published.test) | _ends("test_loss", point.published.test_loss)
     return _finite(found)
@@ -256,7 +258,8 @@ def _table(front: Front) -> dict[str, Any]:
     """In the form of MLflow's `log_table`, which would append to an earlier table instead of replacing it."""
     columns = ["id", "role", "quality", "quality_loss", "loss_low", "loss_high", "energy_per_item_j", "energy_low_j"]
     columns += ["energy_high_j", "tier", "boundary", "energy_ratio", "times_above_floor", "latency_s", "size_bytes"]
-    columns += ["proven_distinct", "does"]
+    served = ("p50_s", "p95_s") if front.baseline.measurement.served else ()
+    columns += [*served, "proven_distinct", "does"]
     steps = {point.id for point in front.steps}
     roles = [*((p, "front") for p in front.members), *((p, "reference or control") for p in front.references)]
     rows = []
@@ -266,7 +269,8 @@ def _table(front: Front) -> dict[str, Any]:
         figures = (point.quality.mean, loss.mean, loss.low, loss.high, energy.mean, energy.low, energy.high)
         own = point.measurement
         measured = (own.tier, own.boundary, point.ratio.mean, point.times_above_floor, own.latency_s.mean, size)
-        rows.append([point.name, role, *figures, *measured, distinct, point.words])
+        late = (getattr(own.served, name).mean for name in served)
+        rows.append([point.name, role, *figures, *measured, *late, distinct, point.words])
     return {"columns": columns, "data": rows}
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import prod
+from math import inf, prod
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from autogreen.engines import DEGREES, cores
@@ -20,7 +20,9 @@ ENGINES = ("eager", "inductor")  # whose artifacts hold a part of a model, and t
 @dataclass(frozen=True, kw_only=True)
 class Parallelism(Technique):
     """threads: operating-system threads within one operation (torch.set_num_threads), of each rank; 1 or more.
-    batch: items a call; only where the workload leaves it free, otherwise the workload's own.
+    batch: items a call of a replica; only where the workload leaves it free, otherwise the workload's own.
+    batch_delay_s: how long the oldest request of a server may wait for its batch to fill, 0 or more; 0: a free replica
+    takes what waits. In `server` workloads alone.
 
     Degrees, 1 each where they are left out; a policy runs on data x tensor x pipeline ranks, one process each, on as
     many GPUs, or on one CPU together:
@@ -44,6 +46,7 @@ class Parallelism(Technique):
 
     threads: int = 1
     batch: int | None = None
+    batch_delay_s: float | None = None
     data: int = 1
     tensor: int = 1
     pipeline: int = 1
@@ -51,8 +54,10 @@ class Parallelism(Technique):
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if value is not None and value < 1:
+            if name != "batch_delay_s" and value is not None and value < 1:
                 raise ConfigError(f"{name} must be 1 or more, not {value!r}")
+        if self.batch_delay_s is not None and not 0 <= self.batch_delay_s < inf:
+            raise ConfigError(f"batch_delay_s must be 0 or more (seconds), not {self.batch_delay_s!r}")
 
     @classmethod
     def units(cls, model: "nn.Module", example: "Inputs") -> tuple[Unit, ...]:
@@ -68,6 +73,8 @@ class Parallelism(Technique):
         effect: dict[str, Any] = {"threads": setting.threads}
         if setting.batch is not None:
             effect["batch"] = setting.batch
+        if setting.batch_delay_s and setting.batch != 1:  # a batch of one never waits to be filled
+            effect["batch_delay_s"] = setting.batch_delay_s
         effect |= {name: degree for name in DEGREES if (degree := getattr(setting, name)) > 1}
         if setting.micro_batch is not None and setting.pipeline > 1:
             effect["micro_batch"] = setting.micro_batch
