@@ -146,3 +146,37 @@ def test_gpus_of_two_models_are_refused_by_name(monkeypatch) -> None:
     with pytest.raises(RefusedError, match=r"cuda:0 is a A100, cuda:1 is a H200: one policy runs on GPUs of one model"):
         refuse_mixed(("cuda:0", "cuda:1"))
     refuse_mixed(("cuda:1", "cuda:1"))
+
+
+@TWO
+def test_a_policy_on_two_ranks_ships_and_is_verified(tmp_path: Path, monkeypatch) -> None:
+    """Export, golden outputs and energy in a fresh process, all by the same two ranks; converting it is refused."""
+    from autogreen import bundle
+    from autogreen.bundle import convert
+    from autogreen.bundle.verify import examine
+    from autogreen.errors import BundleError
+    from autogreen.measurement import Protocol
+
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "runs" / "toy"
+    space = {"parallelism": {"pipeline": 2, "micro_batch": 32}, "runtime": {"engine": "eager"}}
+    folder.parent.mkdir()
+    list(sweep(toys.experiment(space=space, budget={"trials": 1}), folder, tmp_path / ".cache"))
+    store = Store.open(folder)
+    (trial,) = store.results().measured
+    shipped = bundle.export(
+        trial.evaluation,
+        results=store.results(),
+        artifacts=folder / "artifacts",
+        golden=store.golden(),
+        to=tmp_path / "shipped",
+    )
+    held = {path.relative_to(shipped).as_posix() for path in shipped.rglob("*") if path.is_file()}
+    assert {"stage-0/model.pt2", "stage-1/model.pt2", "trees.json"} <= held
+    found = examine(shipped, protocol=Protocol(**{**toys.QUICK, "min_windows": 4, "max_windows": 4}))
+    assert found.difference <= found.tolerance and found.ratio is not None
+    with pytest.raises(RefusedError, match=r"a model in parts \(stage-0, stage-1\)"):
+        convert(shipped, engine="onnxruntime", to=tmp_path / "other")
+    (shipped / "stage-1" / "model.pt2").write_bytes(b"changed")
+    with pytest.raises(BundleError, match="bytes"):
+        bundle.read(shipped)

@@ -142,17 +142,18 @@ class Mirror:
             TrackingError: it cannot be reached or refuses.
         """
         written = self.written
-        with failures(self.server), _frozen():
+        with failures(self.server):
             self._client = self._client or self.server.client()
             if not self._experiment_id:
                 place = None if self.server.artifacts is None else "mlflow-artifacts:/"
                 self._experiment_id = _experiment(self._client, experiment_name(front), place)
             self.reached = True
             wanted = list(children(front))
-            while self._children(front.results.study, wanted) and settle:
-                self._merge(self._listed(f" AND tags.`autogreen.maker` != '{self._maker}'"))
-            self._sweep(front)
-            self._view(front)
+            with _frozen():
+                while self._children(front.results.study, wanted) and settle:
+                    self._merge(self._listed(f" AND tags.`autogreen.maker` != '{self._maker}'"))
+                self._sweep(front)
+                self._view(front)
             held = self._known()
         link = view.link(self.server, self._experiment_id, self.study)
         return Filled(link=link, written=self.written - written, held=len(held))
@@ -309,8 +310,7 @@ class Mirror:
 
 @contextmanager
 def _frozen() -> Iterator[None]:
-    """Let the garbage collector leave alone what is there already: it would look through a large study again and again,
-    for a sixth of the time."""
+    """Let the garbage collector leave alone what is there already: it would look through a large study again and again."""
     gc.freeze()
     try:
         yield
