@@ -310,7 +310,7 @@ class Mirror:
 
 @contextmanager
 def _frozen() -> Iterator[None]:
-    """Let the garbage collector leave alone what is there already: it would look through a large study again and again."""
+    """Let the garbage collector leave alone what is there: it would look through a large study again and again."""
     gc.freeze()
     try:
         yield
