@@ -6,7 +6,9 @@ shipping    export, convert, verify, check, register, promote
 machine     kernels, doctor, list
 """
 
+import logging
 import sys
+import warnings
 
 from autogreen.cli import looking, machine, searching, shipping
 from autogreen.cli.app import app
@@ -20,6 +22,7 @@ STOPPED = 130  # by Ctrl-C, as shells have it
 def main() -> None:
     """Entry point: one clear line on stderr for what users can mend; `--debug` shows the traceback. Exit codes:
     `autogreen.outcome`."""
+    _quiet()
     try:
         app()
     except NotConclusiveError as error:
@@ -32,6 +35,15 @@ def main() -> None:
         if stop.code == STOPPED:
             print("stopped. Nothing is lost: the same command goes on where it was.", file=sys.stderr)
         raise
+
+
+def _quiet() -> None:
+    """What torch and torchao say of themselves (a library for GPUs that are not here, their own deprecations) tells a
+    user nothing; `--debug` shows it."""
+    if "--debug" not in sys.argv:
+        for name in ("torchao", "torch.utils._pytree"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+        warnings.filterwarnings("ignore", module=r"torch(ao)?(\.|$)")
 
 
 def _fail(message: str, code: int = 1, kind: str = "error: ") -> None:
