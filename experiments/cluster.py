@@ -1,7 +1,7 @@
 """Throughput of a Ray cluster of one and of two workers, on this machine alone: `python experiments/cluster.py`.
 
-Every node is a process of this machine with one processor to give, so two workers share its cores and its one lease to
-measure. The digits task at width 8, eager, with fine-tuning: training overlaps, measuring does not. Each size gets a
+Every node is bound to a core of its own, as if it were a machine with one; the lease to measure is the machine's, so
+that measuring never overlaps. The digits task at width 8, eager, with so many epochs of fine-tuning. Each size gets a
 study of its own in runs/, begun anew, with the same first proposals; the references are not counted. One line of JSON a
 size.
 """
@@ -19,19 +19,19 @@ from autogreen.sweep import sweep
 
 SPACE = {
     "pruning": [{"each": "*", "ratio": {"choice": [0.0, 0.25, 0.5]}}],
-    "distillation": {"epochs": 2, "alpha": {"choice": [0.0, 0.5]}},
     "parallelism": {"threads": 1},
     "runtime": {"engine": "eager"},
 }
 
 
-def throughput(workers: int, trials: int, address: str, runs: Path) -> dict[str, object]:
+def throughput(workers: int, trials: int, epochs: int, address: str, runs: Path) -> dict[str, object]:
     """Trials per hour with so many workers, from the first proposal to the last answer."""
     data = {
         "task": {"digits": {"width": 8, "epochs": 6}},
         "workload": {"kind": "offline", "batch": 64},
-        "space": SPACE,
+        "space": {**SPACE, "distillation": {"epochs": epochs, "alpha": {"choice": [0.0, 0.5]}}},
         "constraints": {"max_loss": 0.2},
+        "protocol": {"warmup_s": 0.1, "window_s": 0.03, "min_windows": 20, "max_windows": 40, "target_relative": 0.05},
         "budget": {"trials": trials},
         "strategy": "direct",
         "sampler": "random",
@@ -51,6 +51,7 @@ def throughput(workers: int, trials: int, address: str, runs: Path) -> dict[str,
             seconds[phase] = seconds.get(phase, 0.0) + spent
     return {
         "workers": workers,
+        "epochs": epochs,
         "trials": len(results.trials),
         "measured": len(results.measured),
         "seconds": round(ended - began, 1),
@@ -65,6 +66,7 @@ def throughput(workers: int, trials: int, address: str, runs: Path) -> dict[str,
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trials", type=int, default=8)
+    parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     given = parser.parse_args()
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
@@ -73,10 +75,14 @@ def main() -> None:
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     try:
-        for _ in range(2):
+        cores = sorted(os.sched_getaffinity(0))
+        for core in cores[:2]:
+            os.sched_setaffinity(0, {core})  # a node inherits it
             cluster.add_node(num_cpus=1)
+        os.sched_setaffinity(0, cores)
         for workers in (1, 2):
-            print(json.dumps(throughput(workers, given.trials, cluster.address, given.runs)), flush=True)  # noqa: T201
+            found = throughput(workers, given.trials, given.epochs, cluster.address, given.runs)
+            print(json.dumps(found), flush=True)  # noqa: T201
     finally:
         cluster.shutdown()
 
