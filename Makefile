@@ -8,7 +8,7 @@ sweep: .venv/installed
 	$(BIN)/autogreen sweep experiments/digits.yaml
 
 test: .venv/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: .venv/installed
 	$(BIN)/ruff check .

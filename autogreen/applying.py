@@ -15,6 +15,7 @@ from autogreen.errors import ConfigError, RefusedError
 from autogreen.experiment import Experiment
 from autogreen.policy import Effect
 from autogreen.preview import prepared
+from autogreen.restriction import surveyed
 from autogreen.schema import read_yaml
 from autogreen.space import SearchSpace
 from autogreen.store import Store
@@ -71,7 +72,7 @@ def applied(policy: Origin, experiment: Experiment, *, weights: Path | None, run
         task = retrained.Retrained(task=task, weights=weights.absolute())
         name += f"-{retrained.sha256(weights)[:8]}"
     one = replace(experiment, name=name, task=task, space=space, finalists=max(1, experiment.finalists))
-    anatomy = Anatomy.from_json(prepared(one, tuple(space.sections), runs)["anatomy"])
+    anatomy = Anatomy.from_json(prepared(one, surveyed(space), runs)["anatomy"])
     effect = space.expand(anatomy).policy().effect(anatomy)
     if policy.id is not None and effect.id != policy.id:
         raise RefusedError(

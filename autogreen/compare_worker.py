@@ -3,13 +3,12 @@
 from typing import TYPE_CHECKING, Any
 
 from autogreen import hardware
-from autogreen.beside import measure_programs
+from autogreen.beside import measure_programs, meters_of
 from autogreen.bundle.read import examples, opened, read
 from autogreen.engines import Program
 from autogreen.entrant import Entrant
 from autogreen.errors import EvaluationError, RefusedError, StudyError
 from autogreen.measurement import Protocol
-from autogreen.meters import choose
 from autogreen.process import answer
 from autogreen.recording import SIDES, recorded
 from autogreen.store import Store
@@ -33,8 +32,7 @@ def contest(a: Entrant, b: Entrant, protocol: Protocol) -> dict[str, Any]:
                 f"{entrant.name} is for {there}; this is {hardware.name(here)}. Which of two programs is cheaper "
                 "depends on the machine: compare there, or search and export here."
             )
-    settings = dict(a.meter)
-    meter = choose(a.recipe.device, settings.pop("name", "auto"), **settings)
+    meters = meters_of(a.recipe, b.recipe, a.meter)
     (program, inputs), (other, theirs) = _loaded(a), _loaded(b)
     beside, order = measure_programs(
         program,
@@ -43,7 +41,7 @@ def contest(a: Entrant, b: Entrant, protocol: Protocol) -> dict[str, Any]:
         theirs,
         items=a.items,
         reference_items=b.items,
-        meter=meter,
+        meters=meters,
         protocol=protocol,
         workload=a.workload,
     )
@@ -51,11 +49,11 @@ def contest(a: Entrant, b: Entrant, protocol: Protocol) -> dict[str, Any]:
         dict(zip(SIDES, (beside.candidate, beside.reference), strict=True)),
         order=order,
         names=dict(zip(SIDES, (a.name, b.name), strict=True)),
-        resolution_s=meter.resolution_s,
+        resolution_s=max(meter.resolution_s for meter in meters),
         protocol=protocol,
         hardware=here,
         item=a.item,
-        notes=_notes(a, b, inputs, theirs, meter.tier, here),
+        notes=_notes(a, b, inputs, theirs, meters[0].tier, here),
     )
     return {"beside": beside.to_json(), "recording": recording}
 

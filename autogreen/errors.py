@@ -7,6 +7,7 @@ AutogreenError              every message says what, why and the next step
 ├── StudyError              a study on disk that is locked, damaged, or belongs to something else
 ├── MeterError              a counter that is missing, forbidden or broken; never turned into 0 J
 ├── EvaluationError         one policy could not be evaluated (NaN, crash, out of memory, time limit)
+│   └── LostError           the device went away with it; the policy is not to blame
 ├── TrackingError           an MLflow server that cannot be reached, or that refuses; never a reason to stop a sweep
 └── BundleError             a bundle that is incomplete, changed, or does not keep its promise
     └── NotConclusiveError  its energy came out outside the promise, on a machine too busy to prove anything
@@ -39,6 +40,10 @@ class MeterError(AutogreenError):
 
 class EvaluationError(AutogreenError):
     """One policy failed; the study goes on."""
+
+
+class LostError(EvaluationError):
+    """The machine that a job ran on is gone. What the study cannot do without is asked of another."""
 
 
 class TrackingError(AutogreenError):

@@ -10,11 +10,13 @@ training it.
 import copy
 import json
 import os
+import platform
 import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -24,7 +26,7 @@ from autogreen import floor, hardware, quality
 from autogreen.anatomy import survey
 from autogreen.billing import Watch
 from autogreen.compress import compress, lower, restore
-from autogreen.engines import ENGINES, Program, Recipe, artifact_bytes, profile, timing
+from autogreen.engines import ENGINES, Program, Recipe, artifact_bytes, timing
 from autogreen.evaluation import Evaluation, Published, Request
 from autogreen.fidelity import Look, StopTraining, epochs
 from autogreen.kernels import Case, Kernels, keep, session
@@ -35,6 +37,7 @@ from autogreen.measurement import Interval, Measurement, Protocol
 from autogreen.meters import Meter, choose
 from autogreen.probe import Probe
 from autogreen.queueing import Load
+from autogreen.ranks import build, open_program
 from autogreen.tasks import Inputs, Scores, to_device
 from autogreen.techniques import TECHNIQUES, unseen
 from autogreen.techniques.precision import rest
@@ -46,6 +49,10 @@ from autogreen.workbench import Workbench
 
 class Evaluator(Workbench):
     """Answers a coordinator's calls."""
+
+    def describe(self) -> dict[str, Any]:
+        """Which machine this is (see `hardware.describe`)."""
+        return hardware.describe(self.setup.device)
 
     def prepare(self, sections: Collection[str] = tuple(TECHNIQUES)) -> dict[str, Any]:
         """Build the baseline; return its anatomy (what techniques of these sections can treat) and data type, the
@@ -113,7 +120,7 @@ class Evaluator(Workbench):
             AutogreenError: the policy failed or cannot really be applied; the study goes on.
         """
         with Watch(self._meter(), request.limit_s, request.limit_j) as watch:
-            return self._evaluate(request, watch)
+            return replace(self._evaluate(request, watch), host=platform.node())
 
     def _evaluate(self, request: Request, watch: Watch) -> Evaluation:
         parts, study = request.effect.parts, self.setup.folder
@@ -138,16 +145,19 @@ class Evaluator(Workbench):
 
         folder = study / "artifacts" / request.key
         partial = folder.with_name(f".{folder.name}.{os.getpid()}")
-        try:
+        with ExitStack() as stack:
+            stack.callback(shutil.rmtree, partial, ignore_errors=True)
+            stack.enter_context(self._others(recipe, watch))
             with watch.phase("compiling"):
                 torch.set_num_threads(recipe.threads)
                 program = self._build(parts, trained, example, recipe, partial, watch.check)
+                stack.callback(program.close)
             with watch.phase("scoring"):
-                ran = profile.trace(program, example)
+                ran = program.trace(example)
                 kernels = check_kernels(lowered, layers, ran.products, self.setup.device, recipe.engine)
-                shares = timing.shares(program, example, ran.products)
+                shares = timing.shares(program, example, ran.products) if recipe.ranks == 1 else None
                 scores = self._score(program, "validation")
-                size = artifact_bytes(partial)
+                size = artifact_bytes(partial, recipe.parts)
                 found = Evaluation(
                     key=request.key,
                     effect=request.effect,
@@ -163,34 +173,34 @@ class Evaluator(Workbench):
                     layers=kernels,
                     layer_work=by_layer(layers, kernels, ran.products, shares),
                     work=work,
+                    communication=program.communication(example),
                     rungs=tuple(look.rungs) if look else (),
                 )
             if found.loss is None or request.max_loss is None or found.loss.low <= request.max_loss:
                 with watch.measuring() as meter:
-                    measured = self._measure(program, example, request.reference, meter, self.setup.protocol)
+                    measured = self._measure(program, request.reference, meter, self.setup.protocol)
                 above = self._times_above_floor(found, measured["measurement"])
                 found = replace(found, status="measured", **measured, times_above_floor=above)
                 quality.keep(study, request.key, "validation", scores)
                 shutil.rmtree(folder, ignore_errors=True)
                 partial.rename(folder)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
         return replace(found, **_spent(watch))
 
     def publish(self, evaluation: Evaluation, reference: str, protocol: Protocol) -> Published:
         """Judge the artifact of an evaluation on the test split and measure it afresh beside the reference."""
         key, recipe = evaluation.key, evaluation.recipe
         assert recipe is not None, "what is published was measured"
-        with Watch(self._meter()) as watch:
+        with Watch(self._meter()) as watch, self._others(recipe, watch), ExitStack() as stack:
             with watch.phase("compiling"):
                 program = self._program(key, recipe)
+                stack.callback(program.close)
                 example = self._example(recipe.batch)
-                program.run(*example)
+                program.calling(example)()
             with watch.phase("scoring"):
                 theirs = self._test_scores(reference)
                 ours = self._test_scores(key, program)
             with watch.measuring() as meter:
-                measured = self._measure(program, example, reference, meter, protocol)
+                measured = self._measure(program, reference, meter, protocol)
             return Published(
                 key=key,
                 test=quality.mean(ours),
@@ -226,6 +236,11 @@ class Evaluator(Workbench):
         with watch.beside(self._cached("meter elsewhere", lambda: choose(elsewhere))):
             return compress(parts, start.to(elsewhere), context).to(device)
 
+    def _others(self, recipe: Recipe, watch: Watch) -> AbstractContextManager[None]:
+        """Put on the bill what the other devices take that a policy occupies."""
+        others = recipe.devices[1:]
+        return watch.beside(self._meter(others)) if others else nullcontext()
+
     def _look(self, request: Request, reference: Scores | None, recipe: Recipe, watch: Watch) -> Look | None:
         """Where something is at stake, look at a model in training: score it as it is, measure what it will be."""
         stakes, parts = request.stakes, request.effect.parts
@@ -247,7 +262,7 @@ class Evaluator(Workbench):
                         call_once(shaped, example)
                         program = self._build(parts, shaped, example, recipe, folder, watch.check)
                     with watch.measuring() as meter:
-                        return self._measure(program, example, request.reference, meter, self.setup.protocol)
+                        return self._measure(program, request.reference, meter, self.setup.protocol)
                 finally:
                     shutil.rmtree(folder, ignore_errors=True)
                     self._all_cores()
@@ -269,55 +284,62 @@ class Evaluator(Workbench):
             {name: leaf.contiguous() for name, leaf in trained.state_dict().items()}, folder / "weights.safetensors"
         )
         context = replace(self._context(example, 0, check), engine=recipe.engine)
-        ENGINES[recipe.engine].save(lower(parts, trained, context), example, folder)
         (folder / "recipe.json").write_text(json.dumps(asdict(recipe)))
-        check()
-        program = Program(folder, recipe)
-        program.run(*example)
+        if recipe.tensor * recipe.pipeline > 1:
+            program = build(parts, trained, context, recipe, folder, self._crews)
+        else:
+            ENGINES[recipe.engine].save(lower(parts, trained, context), example, folder)
+            check()
+            program = open_program(folder, recipe, self._crews)
+        program.calling(example)()
         return program
 
-    def _measure(
-        self, program: Program, example: Inputs, reference: str | None, meter: Meter, protocol: Protocol
-    ) -> dict[str, Any]:
+    def _measure(self, program: Program, reference: str | None, meter: Meter, protocol: Protocol) -> dict[str, Any]:
         synchronize = hardware.synchronizer(self.setup.device)
-        load = self._load(program)
-
-        def items(inputs: Inputs) -> int:
-            """Of one call, or of one request to a server."""
-            return self.setup.task.items(inputs if load is None else self._example(1))
-
-        def call() -> None:
-            program.run(*example)
-
         with lease():
-            if self._idle_w is None:
-                self._idle_w = rest_w(meter, self.setup.protocol, synchronize)
+            ours = self._side(program, meter, synchronize)
             if reference is None:
                 alone = measure(
-                    call,
-                    items=items(example),
-                    load=load,
-                    meter=meter,
+                    ours.call,
+                    items=ours.items,
+                    load=ours.load,
+                    meter=ours.meter,
                     protocol=protocol,
                     synchronize=synchronize,
-                    idle_w=self._idle_w,
+                    idle_w=ours.idle_w,
                 )
                 return {"measurement": alone, "ratio": None}
-            other = self._reference(reference)
-            theirs = self._example(other.recipe.batch)
+            theirs = self._side(self._reference(reference), meter, synchronize)
             beside = measure_beside(
-                call,
-                lambda: other.run(*theirs),
-                items=items(example),
-                reference_items=items(theirs),
-                load=load,
-                reference_load=self._load(other),
-                meter=meter,
+                ours.call,
+                theirs.call,
+                items=ours.items,
+                reference_items=theirs.items,
+                load=ours.load,
+                reference_load=theirs.load,
+                meter=ours.meter,
+                reference_meter=theirs.meter,
                 protocol=protocol,
                 synchronize=synchronize,
-                idle_w=self._idle_w,
+                idle_w=ours.idle_w,
+                reference_idle_w=theirs.idle_w,
             )
         return {"measurement": beside.candidate, "ratio": beside.ratio}
+
+    def _side(self, program: Program, meter: Meter, synchronize: Callable[[], object]) -> "_Side":
+        """meter: of the one device that most programs occupy."""
+        recipe, items = program.recipe, self.setup.task.items
+        example, load = self._example(recipe.batch), self._load(program)
+        of = meter if len(recipe.devices) == 1 else self._meter(recipe.devices)
+        if recipe.devices not in self._idle_w:
+            self._idle_w[recipe.devices] = rest_w(of, self.setup.protocol, synchronize)
+        return _Side(
+            call=program.calling(example),
+            items=recipe.data * items(example) if load is None else items(self._example(1)),
+            load=load,
+            meter=of,
+            idle_w=self._idle_w[recipe.devices],
+        )
 
     def _load(self, program: Program) -> Load | None:
         """What a server has to bear; None in other workloads."""
@@ -333,6 +355,17 @@ class Evaluator(Workbench):
         if costs is None or found.work is None:
             return None
         return floor.times_above_floor(measured, found.work, costs, {kernel.precision for kernel in found.kernels})
+
+
+class _Side(NamedTuple):
+    """What is measured: a call, its items or those of one request to a server, what that has to bear, and the meter of
+    the devices that are occupied, with what they take at rest."""
+
+    call: Callable[[], object]
+    items: int
+    load: Load | None
+    meter: Meter
+    idle_w: float | None
 
 
 def _stopped(request: Request, recipe: Recipe, stop: StopTraining) -> Evaluation:

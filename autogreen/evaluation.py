@@ -56,8 +56,11 @@ class Evaluation:
     device (see `floor`), 1 or more within the intervals; None where nothing bounds it.
     size_bytes: the artifact's. memory_bytes: weights and the peak of what one call allocates; None where the engine
     does not tell.
+    communication: of a policy on several ranks, the share of a call's time, from 0 to 1, in collectives and in waiting
+    for other ranks, mean over the ranks of a replica; None where one rank does all.
     rungs: its loss while it trained, where that was looked at. saved_j: by stopping it, about.
     seconds, joules: by phase. spent_j: all that this evaluation cost, training and compilers included.
+    host: name of the machine that ran it, whose board the measurement's boundary names; empty in older studies.
     """
 
     key: str
@@ -77,11 +80,13 @@ class Evaluation:
     layer_work: Mapping[str, LayerWork] = field(default_factory=dict)
     work: Work | None = None
     times_above_floor: float | None = None
+    communication: float | None = None
     rungs: tuple[Rung, ...] = ()
     saved_j: float = 0.0
     seconds: Mapping[str, float] = field(default_factory=dict)
     joules: Mapping[str, float] = field(default_factory=dict)
     spent_j: float = 0.0
+    host: str = ""
 
     def to_json(self) -> dict[str, Any]:
         data = asdict(self)

@@ -13,7 +13,7 @@ warm_start: digits                           # an earlier study beside this one,
 seed: 0
 device: cpu                                  # or cuda:0; by default the first GPU, else the CPU
 training_device: cuda:0                      # where policies are trained, by default the same; billed, never measured
-executor: local
+executor: local                              # or ray, {ray: {address: auto}}: a cluster's devices (docs/cluster.md)
 finalists: 6                                 # front members measured afresh and judged on the test split
 seeds: 1                                     # trainings of each finalist, its first among them, judged on test
 tracking: null                               # an MLflow server; by default sqlite beside the runs
@@ -114,14 +114,14 @@ class Experiment:
     seed: int = 0
     device: str = "auto"
     training_device: str | None = None
-    executor: str = "local"
+    executor: str | Mapping[str, Any] = "local"
     finalists: int = 6
     seeds: int = 1
     tracking: str | None = None
     carbon: Carbon | None = None
 
     def __post_init__(self) -> None:
-        from autogreen.executors import EXECUTORS
+        from autogreen.executors import settings_of
         from autogreen.strategies import STRATEGIES
         from autogreen.tracking.connection import check_address
 
@@ -133,9 +133,7 @@ class Experiment:
             raise ConfigError(
                 f"unknown strategy {self.strategy!r}.{nearest(self.strategy, STRATEGIES)} Known: {known}."
             )
-        if self.executor not in EXECUTORS:
-            known = ", ".join(EXECUTORS)
-            raise ConfigError(f"unknown executor {self.executor!r}.{nearest(self.executor, EXECUTORS)} Known: {known}.")
+        settings_of(self.executor, f"{self.name}.executor")
         if self.finalists < 0:
             raise ConfigError(f"finalists must be 0 or more, not {self.finalists!r}.")
         if not 1 <= self.seeds <= 100:
@@ -221,14 +219,14 @@ _PARTS = {
     "budget": Budget,
     "carbon": Carbon,
 }
-_SCALARS = {
+_SCALARS: dict[str, Any] = {
     "strategy": str,
     "sampler": str,
     "seed": int,
     "device": str,
     "training_device": str,
     "warm_start": str,
-    "executor": str,
+    "executor": str | dict,
     "finalists": int,
     "seeds": int,
     "tracking": str,
@@ -278,11 +276,16 @@ def from_json(data: Mapping[str, Any], *, name: str, folder: Path, task: Any = N
     )
 
 
-def _is(value: Any, kind: type) -> bool:
+def _is(value: Any, kind: Any) -> bool:
     return isinstance(value, kind) and not isinstance(value, bool)
 
 
-_WORDS = {str: "text", int: "a whole number", dict: "a mapping"}
+_WORDS: dict[Any, str] = {
+    str: "text",
+    int: "a whole number",
+    dict: "a mapping",
+    str | dict: "a name or one {name: settings}",
+}
 
 
 def build_task(data: Any, where: str) -> Any:

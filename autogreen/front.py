@@ -388,6 +388,7 @@ def _told(point: Point, carbon: Carbon | None) -> dict[str, Any]:
         "latency_s": point.measurement.latency_s.mean,
         **({} if served is None else {"p50_s": asdict(served.p50_s), "p95_s": asdict(served.p95_s)}),
         "size_bytes": point.evaluation.size_bytes,
+        "communication": point.evaluation.communication,
     }
 
 

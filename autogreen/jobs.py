@@ -4,6 +4,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from autogreen.errors import LostError
 from autogreen.evaluation import Evaluation, Request
 from autogreen.executors import Done, Executor, Job
 from autogreen.experiment import Budget
@@ -18,17 +19,35 @@ class Jobs:
         self._clock = time.monotonic()
 
     def call(self, call: str, arguments: Mapping[str, Any]) -> Any:
-        """Run one job that the study cannot do without.
+        """Run one job that the study cannot do without; on the next device where one is lost with it.
 
         Raises:
             AutogreenError: what the worker said.
         """
-        self.executor.submit(Job(call=call, arguments=arguments))
-        done = self.executor.next_done()
-        self.pay(done)
-        if done.error is not None:
-            raise done.error
-        return done.value
+        while True:
+            self.executor.submit(Job(call=call, arguments=arguments))
+            done = self.executor.next_done()
+            self.pay(done)
+            if done.error is None:
+                return done.value
+            if not isinstance(done.error, LostError):
+                raise done.error
+
+    def call_on_each(self, call: str) -> None:
+        """Run one job on every device at once, but for those that are lost with it.
+
+        Raises:
+            AutogreenError: what one of the workers said.
+        """
+        running = self.executor.slots
+        for _ in range(running):
+            self.executor.submit(Job(call=call))
+        answers = [self.executor.next_done() for _ in range(running)]
+        for done in answers:
+            self.pay(done)
+        for done in answers:
+            if done.error is not None and not isinstance(done.error, LostError):
+                raise done.error
 
     def evaluate(self, request: Request) -> Evaluation:
         """Evaluate what the study cannot do without."""

@@ -167,6 +167,7 @@ def measure_beside(
     load: Load | None = None,
     reference_load: Load | None = None,
     meter: Meter,
+    reference_meter: Meter | None = None,
     protocol: Protocol,
     synchronize: Callable[[], object] = lambda: None,
     seed: int = 0,
@@ -174,19 +175,25 @@ def measure_beside(
     sleep: Callable[[float], object] = time.sleep,
     warm: bool = True,
     idle_w: float | None = None,
+    reference_idle_w: float | None = None,
 ) -> Beside:
     """Measure `call` and `reference` in turns, A B, B A, A B ..., until the ratio's interval is narrow enough.
 
     `reference` treats `reference_items` items a call, by default as many as `call`. The protocol's numbers of windows
     count pairs; what has to be steady is the ratio. With `warm` False the warm-up is left out (both just ran); each is
     still called once, to be timed. Under `load` and `reference_load`, of one rate, both answer the same requests in
-    windows of a pair. Else as `measure`.
+    windows of a pair. reference_meter, reference_idle_w: of the devices of the reference, where those are others. Else
+    as `measure`.
     """
     chance = random.Random(seed)
     count = items if reference_items is None else reference_items
+    theirs = (meter, idle_w) if reference_meter is None else (reference_meter, reference_idle_w)
     candidate, other = (
-        _side(under, seed, sleep, one, of_one, meter, protocol, synchronize, clock, chance, idle_w, 1)
-        for one, of_one, under in ((call, items, load), (reference, count, reference_load))
+        _side(under, seed, sleep, one, of_one, of, protocol, synchronize, clock, chance, rest, 1)
+        for one, of_one, under, (of, rest) in (
+            (call, items, load, (meter, idle_w)),
+            (reference, count, reference_load, theirs),
+        )
     )
     for side in (other, candidate):
         side.warm(protocol.warmup_s if warm else 0.0)

@@ -43,6 +43,8 @@ class Point:
     @property
     def words(self) -> str:
         said = words(self.evaluation.effect.parts)
+        if (share := self.evaluation.communication) is not None:
+            said += f" ({100 * share:.0f} % of the time between ranks)"
         return f"half the width, trained from scratch: {said}" if self.evaluation.start == "scratch" else said
 
     @property

@@ -112,5 +112,5 @@ class Effect:
                 reason: str | None = technique.refusal(parts[section], units, target)
                 if reason:
                     return f"{section}: {reason}"
-        reason = Runtime.refusal(parts["runtime"], device)
+        reason = Runtime.refusal(parts["runtime"], device, parts.get("parallelism", {}).get("pipeline", 1))
         return f"runtime: {reason}" if reason else None

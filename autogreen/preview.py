@@ -5,7 +5,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from autogreen.executors import EXECUTORS, Executor, Job
+from autogreen.executors import Job, opened
 from autogreen.experiment import Experiment, pick_device
 from autogreen.workbench import Setup
 
@@ -27,7 +27,7 @@ def prepared(experiment: Experiment, sections: Collection[str], runs: Path) -> d
         cache=(runs / ".cache").absolute(),
         meter=experiment.meter,
     )
-    executor: Executor = EXECUTORS[experiment.executor](setup)
+    executor = opened(experiment.executor, setup)
     try:
         executor.submit(Job(call="prepare", arguments={"sections": tuple(sections)}))
         done = executor.next_done()

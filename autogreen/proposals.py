@@ -171,7 +171,8 @@ class Proposals:
         study.sampler = make_sampler(wanted.sampler, wanted.seed, len(trials), wanted.budget.trials)
         seen = self._seen()
         if not any(trial.state == optuna.trial.TrialState.WAITING for trial in trials):
-            self.strategy.enqueue(study, len(trials), seen)
+            pending = [trial.user_attrs["params"] for trial in self.store.trials() if not trial.state.is_finished()]
+            self.strategy.enqueue(study, len(trials), seen, pending)
         trial = study.ask()
         policy, answers = self.strategy.fill(trial, seen)
         trial.set_user_attr("params", answers)

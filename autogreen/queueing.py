@@ -17,7 +17,7 @@ import random
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 TICK_S = 1e-6  # a sleep that a clock can tell
 PATIENCE_S = 1.0  # of one sleep while nothing but a replica's answer is waited for
@@ -64,6 +64,17 @@ class Replica(Protocol):
 
     def done(self) -> bool:
         """Whether the batch that was begun last is answered."""
+        ...
+
+
+@runtime_checkable
+class Replicated(Protocol):
+    """A call that several replicas can answer, each in processes of its own."""
+
+    replicas: Sequence[Replica]
+
+    def wait(self, seconds: float) -> object:
+        """Sleep for so long, or until a replica has answered."""
         ...
 
 

@@ -3,7 +3,7 @@ machine. What a file holds is told in `autogreen/meters/replay.py`."""
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,10 @@ HAIR = 1e-9  # relative: so that rounding does not add a call to a window
 
 
 class Tape:
-    """A meter that notes whose calls ran in each window. `order`: sides, window by window."""
+    """One side's meter, which notes in an order that both sides share whose each window was."""
 
-    def __init__(self, meter: Meter) -> None:
-        self.meter = meter
-        self.order: list[str] = []
-        self._side = ""
+    def __init__(self, meter: Meter, side: str, order: list[str]) -> None:
+        self.meter, self.side, self.order = meter, side, order
 
     @property
     def tier(self) -> Tier:
@@ -48,16 +46,7 @@ class Tape:
         try:
             return self.meter.stop()
         finally:
-            self.order.append(self._side)
-
-    def of(self, side: str, call: Callable[[], object]) -> Callable[[], object]:
-        """The same call, told to be of this side."""
-
-        def run() -> None:
-            self._side = side
-            call()
-
-        return run
+            self.order.append(self.side)
 
 
 def recorded(

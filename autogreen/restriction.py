@@ -22,6 +22,12 @@ Dear = Mapping[str, Mapping[str, str]]  # by name of the hole: its options that 
 Told = dict[str, list[str]]  # by reason: the holes that lost an option
 
 
+def surveyed(space: SearchSpace) -> tuple[str, ...]:
+    """Sections that have to know what of a model they can treat: parallelism only where a degree splits tensors."""
+    splits = set(space.options("parallelism", "tensor")) - {1}
+    return tuple(section for section in space.sections if section != "parallelism" or splits)
+
+
 def restrict(space: SearchSpace, anatomy: Anatomy, *, device: str, batch: int | None) -> tuple[SearchSpace, Told]:
     """Take out of an expanded space what cannot run here.
 

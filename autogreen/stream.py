@@ -19,11 +19,10 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
 from autogreen.measurement import WARMING_UP, Interval, Measurement, Served
-from autogreen.queueing import Load, Queue, Resident, Stretch
+from autogreen.queueing import Load, Queue, Replica, Replicated, Resident, Stretch
 from autogreen.windows import Side, Work
 
 if TYPE_CHECKING:
@@ -51,7 +50,9 @@ class Stream(Side):
         """
         super().__init__(*common)
         self.load, self.seed = load, seed
-        self.replicas = (Resident(self.call, self.synchronize),)
+        self.replicas: Sequence[Replica] = (Resident(self.call, self.synchronize),)
+        if isinstance(self.call, Replicated):
+            self.replicas, sleep = self.call.replicas, self.call.wait
         self.queue = Queue(self.replicas, load, clock=self.clock, sleep=sleep)
         self.stretches: list[Stretch] = []  # one a window
         self.batch_s = math.inf  # the least that a batch took
@@ -91,8 +92,7 @@ class Stream(Side):
 
     def _approach(self) -> None:
         """The stream itself shifts the phase against the meter's steps; a call brings the program back."""
-        for _ in repeat(None, self.lead):
-            self.call()
+        self._repeat(self.lead)
 
     def _work(self) -> Work:
         """The next stretch of the stream, which is as long whatever the server does."""

@@ -23,7 +23,7 @@ from autogreen import finals, hardware, references, restriction
 from autogreen.anatomy import Anatomy
 from autogreen.errors import MeterError, RefusedError, StudyError
 from autogreen.evaluation import Evaluation, Request
-from autogreen.executors import EXECUTORS, Done, Executor
+from autogreen.executors import Done, Executor, opened
 from autogreen.experiment import Experiment, pick_device
 from autogreen.fidelity import Stakes, epochs
 from autogreen.front import Front, standing
@@ -80,7 +80,7 @@ def sweep(experiment: Experiment, folder: Path, cache: Path, heritage: Heritage 
             meter=experiment.meter,
             weights=None if heritage is None else heritage.weights(folder.parent, heritage.baseline),
         )
-        executor: Executor = EXECUTORS[experiment.executor](setup)
+        executor = opened(experiment.executor, setup)
         run = _Run(experiment, store, executor, setup, recalled, heritage)
         try:
             yield run.progress("preparing", "building the baseline; the first time it is trained")
@@ -109,7 +109,7 @@ class _Run:
         recalled: Sequence[Mapping[str, Any]],
         heritage: Heritage | None,
     ) -> None:
-        self.experiment, self.store, self.slots = experiment, store, executor.slots
+        self.experiment, self.store, self.executor = experiment, store, executor
         self.recalled, self.heritage = recalled, heritage
         self.jobs = Jobs(experiment.budget, store, executor)
         self.device, self.cache = setup.device, setup.cache
@@ -123,7 +123,7 @@ class _Run:
     def prepare(self) -> list[str]:
         """Learn the model's anatomy, check that the study is the same, take out what cannot run here or costs for sure;
         tell what."""
-        found = self.jobs.call("prepare", {"sections": tuple(self.experiment.space.sections)})
+        found = self.jobs.call("prepare", {"sections": restriction.surveyed(self.experiment.space)})
         self.experiment.refuse_untellable(found["meter"]["tier"])
         self.anatomy = Anatomy.from_json(found["anatomy"])
         self.store.check_fingerprint(
@@ -164,7 +164,7 @@ class _Run:
         """Learn what work costs this device at least; without it the search goes on, and says so."""
         yield self.progress("preparing", "what work costs this machine at least; about 10 s the first time")
         try:
-            self.jobs.call("unit_costs", {})
+            self.jobs.call_on_each("unit_costs")
             self._costs_known = True
         except MeterError as error:
             yield self.progress("preparing", f"measurements are held against no floor: {error}")
@@ -202,7 +202,7 @@ class _Run:
                 patience = 0
             while (
                 self.proposals.more()
-                and len(pending) < self.slots
+                and len(pending) < self.executor.slots
                 and wasted < patience
                 and self.jobs.left(len(pending))
             ):
@@ -217,7 +217,7 @@ class _Run:
                 if unpaid:
                     yield self.progress("searching", f"searching on no longer pays: {unpaid}")
                 break
-            done = self.jobs.executor.next_done()
+            done, wasted = self.executor.next_done(), 0
             trial = pending.pop(done.job.arguments["request"].key)
             self._tell(trial, done)
             failures = failures + 1 if done.error else 0

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import repeat
+from typing import Protocol as Contract
+from typing import runtime_checkable
 
 from autogreen import gates
 from autogreen.errors import ConfigError, MeterError
@@ -15,6 +17,17 @@ from autogreen.meters import Meter, Reading
 
 WINDOW_STEPS = 3  # a window holds at least so many steps of the meter
 TOLD = 6  # different reasons that an error lists
+
+
+@runtime_checkable
+class Repeating(Contract):
+    """A call that knows by itself how to be made many times: work in other processes is not told of each."""
+
+    def __call__(self) -> object: ...
+
+    def repeat(self, calls: int) -> object:
+        """Make so many calls; return when they are done."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,10 +70,16 @@ class Side:
         """Seconds that `calls` calls take, synchronised at both ends."""
         self.synchronize()
         began = self.clock()
-        for _ in repeat(None, calls):
-            self.call()
+        self._repeat(calls)
         self.synchronize()
         return self.clock() - began
+
+    def _repeat(self, calls: int) -> None:
+        if isinstance(self.call, Repeating):
+            self.call.repeat(calls)
+        else:
+            for _ in repeat(None, calls):
+                self.call()
 
     def warm(self, seconds: float) -> None:
         """Call for so long, twice at least, in growing rounds. The first round compiles and allocates: not timed."""
@@ -125,8 +144,7 @@ class Side:
         """Whole calls of random number before a window shift the phase against the meter's steps and keep the device as
         warm as before."""
         shift = int(self.chance.random() * self.meter.resolution_s / self.call_s)
-        for _ in repeat(None, self.lead + shift):
-            self.call()
+        self._repeat(self.lead + shift)
 
     def _work(self) -> Work:
         """What a window is about."""

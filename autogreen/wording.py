@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from autogreen.engines import DEGREES
 from autogreen.measurement import Interval, Measurement
 
 PREFIXES = {-12: "p", -9: "n", -6: "µ", -3: "m", 0: "", 3: "k", 6: "M", 9: "G", 12: "T"}
@@ -90,8 +91,10 @@ def _section(section: str, part: Any) -> str:
     if section == "precision":
         return f"{part['dtype']} between"
     if section == "parallelism":
-        said = [_count(part["threads"], "thread")]
+        said = [f"{name} ×{part[name]}" for name in DEGREES if name in part]
+        said += [_count(part["threads"], "thread")]
         said += [f"batch {part['batch']}"] if "batch" in part else []
+        said += [f"micro-batch {part['micro_batch']}"] if "micro_batch" in part else []
         said += [f"filled for {quantity(part['batch_delay_s'], 's')} at most"] if "batch_delay_s" in part else []
         return ", ".join(said)
     if section == "runtime":

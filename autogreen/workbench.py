@@ -1,7 +1,7 @@
 """What a worker keeps as long as it lives: models, examples, the loaded reference, scores, the meter."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,10 +13,12 @@ from torch import nn
 
 from autogreen import floor, hardware, quality
 from autogreen.compress import load_weights
-from autogreen.engines import Program, Recipe, cores
+from autogreen.engines import DEGREES, Program, Recipe, cores
 from autogreen.errors import AutogreenError, EvaluationError, MeterError, RefusedError
 from autogreen.measurement import Protocol
 from autogreen.meters import Meter, choose
+from autogreen.ranks import open_program
+from autogreen.ranks.crew import Crews
 from autogreen.tasks import Inputs, Scores, Split, Task, cut, plain, rows, to_device
 from autogreen.tasks.trees import pack
 from autogreen.techniques import Context, unseen
@@ -50,9 +52,10 @@ class Workbench:
         self._cache: dict[str, Any] = {}
         self._loaded: tuple[str, Program] | None = None
         self._baseline: nn.Module | None = None
-        self._chosen: Meter | None = None
+        self._meters: dict[str, Meter] = {}
+        self._crews = Crews()
         self._costs: floor.UnitCosts | None = None
-        self._idle_w: float | None = None
+        self._idle_w: dict[tuple[str, ...], float | None] = {}
 
     def _score(self, model: Callable[..., Any], split: Split) -> Scores:
         """Let the task judge, handing it the model's own output type."""
@@ -154,6 +157,7 @@ class Workbench:
             device=self.setup.device,
             mode=parts["runtime"].get("mode", "default"),
             cuda_graph=parts["runtime"].get("cuda_graph", False),
+            **{name: parallelism[name] for name in (*DEGREES, "micro_batch") if name in parallelism},
             batch_delay_s=parallelism.get("batch_delay_s", 0.0),
         )
 
@@ -165,10 +169,12 @@ class Workbench:
         (self.setup.folder / "golden.json").write_text(json.dumps(shape))
 
     def _program(self, key: str, recipe: Recipe) -> Program:
-        return Program(self.setup.folder / "artifacts" / key, recipe)
+        return open_program(self.setup.folder / "artifacts" / key, recipe, self._crews)
 
     def _reference(self, key: str) -> Program:
         if self._loaded is None or self._loaded[0] != key:
+            if self._loaded is not None:
+                self._loaded[1].close()
             recipe = Recipe(**json.loads((self.setup.folder / "artifacts" / key / "recipe.json").read_text()))
             program = self._program(key, recipe)
             program.run(*self._example(recipe.batch))
@@ -180,12 +186,14 @@ class Workbench:
             quality.keep(self.setup.folder, key, "test", self._score(program or self._reference(key), "test"))
         return quality.load(self.setup.folder, key, "test")
 
-    def _meter(self) -> Meter:
-        """The one meter of bill and measurements; it may own a process and a calibration of seconds."""
-        if self._chosen is None:
+    def _meter(self, devices: Sequence[str] = ()) -> Meter:
+        """The one meter of bill and measurements, or the one of several devices; it may own a process and a calibration
+        of seconds."""
+        of = ",".join(devices) or self.setup.device
+        if of not in self._meters:
             settings = dict(self.setup.meter)
-            self._chosen = choose(self.setup.device, settings.pop("name", "auto"), **settings)
-        return self._chosen
+            self._meters[of] = choose(of, settings.pop("name", "auto"), **settings)
+        return self._meters[of]
 
     def _kept_costs(self) -> floor.UnitCosts | None:
         """This device's unit costs by this meter, where they are known."""

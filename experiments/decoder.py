@@ -37,7 +37,7 @@ import yaml
 from autogreen import hardware, quality
 from autogreen.anatomy import Anatomy, survey
 from autogreen.compress import compress, lower
-from autogreen.engines import ENGINES, Program, Recipe, profile
+from autogreen.engines import ENGINES, Program, Recipe
 from autogreen.errors import AutogreenError, RefusedError
 from autogreen.files import whole
 from autogreen.measure import Protocol, lease, measure, measure_beside
@@ -218,7 +218,7 @@ class Phase:
         for mode in dict.fromkeys((self.mode, "default")):
             runtime = {"engine": "inductor", "mode": mode, "cuda_graph": True}
             program = self.serve(lm, effect, folder / mode, runtime)
-            ran = profile.trace(program, example)
+            ran = program.trace(example)
             try:
                 by_layer = check_kernels(effect.parts.get("quantization", {}), layers, ran.products, DEVICE)
                 break

@@ -26,7 +26,7 @@ from torch import nn
 
 from autogreen.anatomy import Anatomy, survey
 from autogreen.compress import compress, lower
-from autogreen.engines import ENGINES, Program, Recipe, Runtime, profile
+from autogreen.engines import ENGINES, Program, Recipe, Runtime
 from autogreen.errors import AutogreenError, RefusedError
 from autogreen.experiment import Experiment, load, pick_device
 from autogreen.policy import Effect, Policy
@@ -136,7 +136,7 @@ class Bench:
             ENGINES[recipe.engine].save(lower(parts, trained, context), example, Path(folder))
             program = Program(Path(folder), recipe)
         outputs = tensors(program.run(*example))
-        check_kernels(lowered, layers, profile.trace(program, example).products, self.device)
+        check_kernels(lowered, layers, program.trace(example).products, self.device)
         with torch.no_grad():
             wanted = tensors(plain(self.model(*example[0], **example[1])))
         if [tuple(leaf.shape) for leaf in outputs] != [tuple(leaf.shape) for leaf in wanted]:

@@ -12,7 +12,7 @@ from nets import Residual, images, settled
 from quantizing import BATCH, QUIET, build, needs_int8, quantized
 from torch import nn
 
-from autogreen.engines import ENGINES, Program, Recipe, profile
+from autogreen.engines import ENGINES, Program, Recipe
 from autogreen.engines.aot import Aot
 from autogreen.errors import BundleError, RefusedError
 from autogreen.techniques.quantization.schemes import check_kernels
@@ -39,7 +39,7 @@ def program(net: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 
 def test_int8_layers_run_in_integer_kernels(net: nn.Module, program: Program) -> None:
-    found = profile.trace(program, EXAMPLE)
+    found = program.trace(EXAMPLE)
     assert check_kernels(MIXED, layers(net, EXAMPLE), found.products, "cpu", "aot") == {
         "stem.0": "onednn::qconv_pointwise (int8)",
         "outer.0": "onednn::qconv_pointwise (int8)",
@@ -99,7 +99,7 @@ def test_calls_that_no_profile_shows_are_no_calls(program: Program, tmp_path: Pa
     (folder / "model.json").write_text(json.dumps(told))
     forged = Program(folder, program.recipe)
     with pytest.raises(RefusedError, match=r"wrote 3 calls of onednn::qconv_pointwise, a profile .* shows 2"):
-        profile.trace(forged, EXAMPLE)
+        forged.trace(EXAMPLE)
 
 
 @pytest.mark.parametrize("name", ["data/aotinductor/model/../../evil.so", "data/weights/x.pt", "data/sample_inputs/m"])

@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -266,6 +267,16 @@ def test_prediction_is_wider_than_the_interval_and_never_narrower_than_drift() -
     assert wide.low == pytest.approx(0.5 * 0.8 ** (2**0.5)) and wide.high == pytest.approx(0.5 * 1.25 ** (2**0.5))
     narrow = bundle.prediction(Interval(mean=0.5, low=0.499, high=0.501))
     assert narrow.high == pytest.approx(0.5 * (1 + manifest.DRIFT)) and narrow.low == pytest.approx(0.5 / 1.1)
+
+
+def test_a_prediction_is_as_wide_as_the_study_could_not_repeat_itself() -> None:
+    """The limit of repeatability with t(3) = 3.182 and t(8) = 2.306, as tables have them."""
+    ratio = Interval(mean=0.5, low=0.49, high=0.51)
+    found = bundle.prediction(ratio, (0.2, -0.2, 0.2))
+    assert found.high == pytest.approx(0.5 * math.exp(3.182 * 0.2), rel=1e-3)
+    assert found.low == pytest.approx(0.5 * math.exp(-3.182 * 0.2), rel=1e-3)
+    assert bundle.prediction(ratio, (0.1,) * 8).high == pytest.approx(0.5 * math.exp(2.306 * 0.1), rel=1e-3)
+    assert bundle.prediction(ratio, (0.2, 0.2)) == bundle.prediction(ratio, (0.001,) * 8) == bundle.prediction(ratio)
 
 
 def test_importing_loads_no_torch() -> None:

@@ -14,7 +14,7 @@ import torch
 from nets import Concatenated, Keywords, Mlp, Residual, Wrapped, images, rows, settled
 from torch import Tensor, nn
 
-from autogreen.engines import ENGINES, Program, Recipe, Runtime, exported, profile
+from autogreen.engines import ENGINES, Program, Recipe, Runtime, exported
 from autogreen.errors import BundleError, ConfigError, RefusedError
 
 pytestmark = [
@@ -87,7 +87,7 @@ def test_threads_are_those_of_the_recipe(program: tuple[Program, nn.Module]) -> 
 
 def test_the_profile_counts_each_matrix_product_once(program: tuple[Program, nn.Module]) -> None:
     loaded, _ = program
-    found = profile.trace(loaded, ((), masked(BATCH)))
+    found = loaded.trace(((), masked(BATCH)))
     assert sum(kernel.calls for kernel in found.kernels) == 3 and len(found.products) == 3
     assert found.macs == {"float32": BATCH * (12 * 32 + 32 * 24 + 24 * 5)}
     assert found.peak_bytes is None or 0 < found.peak_bytes < 1_000_000

@@ -174,7 +174,8 @@ def test_the_batch_of_a_workload() -> None:
 
 
 def test_a_found_policy_is_a_space_even_where_the_workload_fixes_the_batch() -> None:
-    parallelism = {"threads": 1, "batch": None, "batch_delay_s": None}
+    degrees = {"data": 1, "tensor": 1, "pipeline": 1, "micro_batch": None}
+    parallelism = {"threads": 1, "batch": None, "batch_delay_s": None, **degrees}
     policy = {"parallelism": parallelism, "runtime": {"engine": "inductor", "mode": "default"}}
     policy["runtime"]["cuda_graph"] = False
     assert make(space=policy).space.policy().to_json() == policy

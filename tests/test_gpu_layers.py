@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from autogreen.anatomy import survey
-from autogreen.engines import ENGINES, Program, Recipe, profile
+from autogreen.engines import ENGINES, Program, Recipe
 from autogreen.techniques import Target
 from autogreen.techniques.quantization import Quantization
 from autogreen.techniques.quantization.layers import to_layers
@@ -91,7 +91,7 @@ def test_the_artifact_runs_the_kernel_that_the_table_names(
     assert float((found - wanted).abs().max()) / scale < 2e-2
     other = program(x.cpu()[:5] * 0.5)
     assert other.shape == (5, 512) and torch.isfinite(other).all()
-    ran = profile.trace(program, ((x,), {})).products
+    ran = program.trace(((x,), {})).products
     by_layer = check_kernels({"up": scheme, "down": scheme}, layers(net, ((x,), {})), ran, "cuda:0", engine)
     road = road_of(scheme, "cuda:0")
     assert road and all(kernel.startswith(road.kernels) for kernel in by_layer.values()), by_layer

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from autogreen.engines import Product, Program, Recipe, profile, timing
+from autogreen.engines import Product, Program, Recipe, timing
 from autogreen.engines.eager import Eager
 from autogreen.evaluation import Evaluation
 from autogreen.layerwork import LayerWork, by_layer
@@ -39,7 +39,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> tuple[Program, tuple[Produ
     Eager.save(model, example, folder)
     program = Program(folder, Recipe(engine="eager", batch=64, threads=1, device="cpu"))
     program.run(*example)
-    ran, traced = profile.trace(program, example).products, layers(model, example)
+    ran, traced = program.trace(example).products, layers(model, example)
     shares = timing.shares(program, example, ran)
     assert shares is not None and len(shares) == len(ran) == 7
     return program, ran, by_layer(traced, check_kernels({}, traced, ran, "cpu"), ran, shares)
@@ -111,6 +111,6 @@ def test_on_a_gpu_a_larger_product_takes_a_larger_share(tmp_path: Path) -> None:
     Eager.save(model, example, tmp_path)
     program = Program(tmp_path, Recipe(engine="eager", batch=4096, threads=1, device="cuda:0"))
     program.run(*example)
-    shares = timing.shares(program, example, profile.trace(program, example).products)
+    shares = timing.shares(program, example, program.trace(example).products)
     assert shares is not None and len(shares) == 3
     assert shares[1] > 0.8 and 0.9 < sum(shares) <= 1.001

@@ -11,7 +11,7 @@ from nets import Depthwise, Residual, images, rows, settled
 from quantizing import BATCH, QUIET, build, context, needs_int8
 from torch import Tensor, nn
 
-from autogreen.engines import ENGINES, Program, Recipe, profile
+from autogreen.engines import ENGINES, Program, Recipe
 from autogreen.engines.onnx_guard import refuse_foreign
 from autogreen.errors import BundleError, RefusedError
 from autogreen.techniques import Target, Unit
@@ -76,7 +76,7 @@ def test_int8_layers_run_in_integer_kernels(
         if "this processor keeps to" in str(error):
             pytest.skip(str(error))
         raise
-    found = profile.trace(program, example)
+    found = program.trace(example)
     told = check_kernels(effect, layers(model, example), found.products, "cpu", "onnxruntime")
     assert {kernel.name: kernel.calls for kernel in found.kernels} == kernels and set(told) == set(effect)
     assert found.macs == {"int8": sum(one.calls * one.macs for one in layers(model, example).values())}
@@ -91,7 +91,7 @@ def test_layers_without_a_scheme_stay_in_float32(tmp_path: Path) -> None:
     model = settled(Residual())
     effect = {"inner.0": "w8a8_static", "head": "w8a8_static"}
     program = build(lowered(model, effect, images), EXAMPLE, tmp_path, "onnxruntime")
-    found = profile.trace(program, EXAMPLE)
+    found = program.trace(EXAMPLE)
     assert check_kernels(effect, layers(model, EXAMPLE), found.products, "cpu", "onnxruntime") == {
         "inner.0": "QLinearConv (int8)",
         "head": "MatMulIntegerToFloat (int8)",

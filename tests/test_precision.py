@@ -10,7 +10,7 @@ from autogreen import floor
 from autogreen.anatomy import survey
 from autogreen.compress import lower
 from autogreen.controls import controls_of
-from autogreen.engines import ENGINES, Program, Recipe, profile
+from autogreen.engines import ENGINES, Program, Recipe
 from autogreen.errors import ConfigError, RefusedError
 from autogreen.evaluation import Evaluation
 from autogreen.policy import Effect
@@ -90,7 +90,7 @@ def test_the_kernels_that_run(scheme, tmp_path):
     ENGINES["inductor"].save(lowered("bf16", scheme), example, tmp_path)
     program = Program(tmp_path, Recipe(batch=32, threads=1, device="cpu", engine="inductor"))
     assert off(program.run(*example)["y"], Attending()(X)["y"]) < 0.02
-    macs = profile.trace(program, example).macs
+    macs = program.trace(example).macs
     linear = X.numel() * (192 + 64)
     attention = 2 * X.numel() * 16
     rounded = {"int8": linear} if scheme != "none" else {}

@@ -253,7 +253,7 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, nn.Modul
 def test_a_mixed_policy_runs_as_it_says(mixed: Any) -> None:
     """Calibrated convolutions, a linear layer with ranges from the call, and a float layer, in one compiled program."""
     model, _, program, _ = mixed
-    found, told = profile.trace(program, IMAGES), layers(model, IMAGES)
+    found, told = program.trace(IMAGES), layers(model, IMAGES)
     assert check_kernels(MIXED, told, found.products, "cpu") == {
         "stem.0": "onednn::qconv_pointwise (int8)",
         "inner.0": "onednn::qconv_pointwise (int8)",
@@ -294,7 +294,7 @@ from autogreen.engines import Program, Recipe, profile
 program = Program(Path({str(folder)!r}), Recipe(engine="inductor", batch={BATCH}, threads=1, device="cpu"))
 inputs = torch.load({str(tmp_path / "inputs.pt")!r})
 torch.save(program(inputs), {str(tmp_path / "outputs.pt")!r})
-print([kernel.calls for kernel in profile.trace(program, ((inputs,), {{}})).kernels if kernel.precision == "int8"])
+print([kernel.calls for kernel in program.trace(((inputs,), {{}})).kernels if kernel.precision == "int8"])
 """
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert told.strip().endswith("[2, 1]")
@@ -305,7 +305,7 @@ print([kernel.calls for kernel in profile.trace(program, ((inputs,), {{}})).kern
 def test_the_same_artifact_run_eagerly_is_simulated_and_refused(mixed: Any) -> None:
     model, _, _, folder = mixed
     eager = Program(folder, Recipe(engine="eager", batch=BATCH, threads=1, device="cpu"))
-    found = profile.trace(eager, IMAGES)
+    found = eager.trace(IMAGES)
     assert set(found.macs) == {"float32"}
     with pytest.raises(RefusedError, match=r"3 layer calls should run in int8 .* shows 0, with 0% .* are simulated"):
         check_kernels(MIXED, layers(model, IMAGES), found.products, "cpu")
@@ -338,7 +338,7 @@ def test_a_convolutional_network_said_to_be_int8_is(make: Any, tmp_path: Path) -
     torch.manual_seed(0)
     model = settled(make())
     effect = everywhere(model, "w8a8_static")
-    found = profile.trace(build(quantized(model, effect), IMAGES, tmp_path, "inductor"), IMAGES)
+    found = build(quantized(model, effect), IMAGES, tmp_path, "inductor").trace(IMAGES)
     assert share(found) >= 0.9
     assert sum(found.macs.values()) == sum(layer.macs for layer in layers(model, IMAGES).values())
     ran = check_kernels(effect, layers(model, IMAGES), found.products, "cpu")
@@ -365,7 +365,7 @@ def test_an_encoder_said_to_be_int8_is(tmp_path: Path) -> None:
     converted = Quantization.lower(effect, copy.deepcopy(model), around)
     assert len(find(converted, "choose_qparams")) == 1
     program = build(converted, example, tmp_path, "inductor")
-    found = profile.trace(program, example)
+    found = program.trace(example)
     assert 0.9 <= share(found) < 1
     ran = check_kernels(effect, layers(model, example), found.products, "cpu")
     assert set(ran) == set(effect) and set(ran.values()) == {"onednn::qlinear_pointwise (int8)"}
@@ -381,7 +381,7 @@ def test_a_layer_that_is_called_twice_runs_simulated_and_is_refused(tmp_path: Pa
     converted = to_int8(copy.deepcopy(model), {"conv": STATIC}, context(IMAGES, [images(16)]))
     assert find(converted, "dequantize_per_channel")
     program = build(converted, IMAGES, tmp_path, "inductor")
-    found = profile.trace(program, IMAGES)
+    found = program.trace(IMAGES)
     assert set(found.macs) == {"float32"}  # the day that this fails, the refusal can go
     with pytest.raises(RefusedError, match="2 layer calls should run in int8"):
         check_kernels({"conv": "w8a8_static"}, layers(model, IMAGES), found.products, "cpu")
@@ -401,7 +401,7 @@ def test_multiply_accumulates_are_those_of_torchs_own_counter(make: Any, tmp_pat
     model = settled(make())
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(*IMAGES[0])
-    found = profile.trace(build(model, IMAGES, tmp_path, "eager"), IMAGES)
+    found = build(model, IMAGES, tmp_path, "eager").trace(IMAGES)
     assert sum(found.macs.values()) == counter.get_total_flops() / 2
     assert sum(layer.calls * layer.macs for layer in layers(model, IMAGES).values()) == counter.get_total_flops() / 2
 
@@ -422,7 +422,7 @@ def test_strides_dilation_and_attention_are_counted(tmp_path: Path) -> None:
     model, plain = Mixed().eval(), nn.attention.sdpa_kernel(nn.attention.SDPBackend.MATH)
     with torch.no_grad(), plain, FlopCounterMode(display=False) as counter:
         model(*IMAGES[0])
-    found = profile.trace(build(model, IMAGES, tmp_path, "eager"), IMAGES)
+    found = build(model, IMAGES, tmp_path, "eager").trace(IMAGES)
     assert sum(found.macs.values()) == counter.get_total_flops() / 2
 
 

@@ -38,10 +38,15 @@ def written(folder: Path, sides: dict[str, Measurement], tape: Tape, protocol: P
     return folder / "recording.json"
 
 
-def uneven(tape: Tape, clock: ScriptedClock, side: str, seconds: float) -> Callable[[], object]:
+def tapes(meter: Any) -> tuple[Tape, Tape]:
+    order: list[str] = []
+    return Tape(meter, "candidate", order), Tape(meter, "reference", order)
+
+
+def uneven(clock: ScriptedClock, side: str, seconds: float) -> Callable[[], object]:
     """Calls that become faster, so that later windows hold more of them, and that never take the same time."""
     chance, made = random.Random(side), itertools.count()
-    return tape.of(side, lambda: clock.advance(seconds * (1 + 0.5 / (1 + next(made) / 40) + 0.02 * chance.random())))
+    return lambda: clock.advance(seconds * (1 + 0.5 / (1 + next(made) / 40) + 0.02 * chance.random()))
 
 
 def take(
@@ -49,16 +54,18 @@ def take(
 ) -> tuple[Path, Beside]:
     chance, clock = random.Random(5), ScriptedClock()
     script = {"watts": [chance.gauss(100, 2) for _ in range(60)], **script}
-    tape = Tape(ScriptedMeter(clock=clock, resolution_s=0.03, uncertainty=0.1, **script))
+    tape, other = tapes(ScriptedMeter(clock=clock, resolution_s=0.03, uncertainty=0.1, **script))
     found = measure_beside(
-        uneven(tape, clock, "candidate", 0.013),
-        uneven(tape, clock, "reference", 0.029),
+        uneven(clock, "candidate", 0.013),
+        uneven(clock, "reference", 0.029),
         items=8,
         reference_items=2,
         meter=tape,
+        reference_meter=other,
         protocol=protocol,
         clock=clock,
         idle_w=idle_w,
+        reference_idle_w=idle_w,
     )
     return written(folder, {"candidate": found.candidate, "reference": found.reference}, tape, protocol), found
 
@@ -126,8 +133,8 @@ def test_gates_and_the_warm_up_are_decided_again(tmp_path: Path) -> None:
 def test_a_discarded_warm_up_is_replayed(tmp_path: Path) -> None:
     clock, chance = ScriptedClock(), random.Random(3)
     watts = [100 * (1 - 0.4 * math.exp(-n / 3)) * (1 + 0.003 * chance.gauss(0, 1)) for n in range(60)]
-    tape = Tape(ScriptedMeter(clock=clock, watts=watts))
-    work, protocol = uneven(tape, clock, "candidate", 0.007), replace(PROTOCOL, target_relative=0.5)
+    tape, _ = tapes(ScriptedMeter(clock=clock, watts=watts))
+    work, protocol = uneven(clock, "candidate", 0.007), replace(PROTOCOL, target_relative=0.5)
     for preheat_s in (30.0, 3.0):  # enough, and too little: given up at the same window
         protocol = replace(protocol, preheat_s=preheat_s)
         found = measure(work, items=3, meter=tape, protocol=protocol, clock=clock)
@@ -138,8 +145,8 @@ def test_a_discarded_warm_up_is_replayed(tmp_path: Path) -> None:
         meter = ReplayMeter(readings=path)
         again = measure(meter.call("candidate"), items=3, meter=meter, protocol=protocol, clock=meter.clock)
         assert again == replace(found, boundary="scripted, replayed")
-        tape = Tape(ScriptedMeter(clock=clock, watts=watts))
-        work = uneven(tape, clock, "candidate", 0.007)
+        tape, _ = tapes(ScriptedMeter(clock=clock, watts=watts))
+        work = uneven(clock, "candidate", 0.007)
 
 
 def test_windows_stand_in_the_order_they_were_taken(tmp_path: Path) -> None:
@@ -157,8 +164,8 @@ def test_windows_stand_in_the_order_they_were_taken(tmp_path: Path) -> None:
 
 def test_one_measurement_alone(tmp_path: Path) -> None:
     clock = ScriptedClock()
-    tape = Tape(ScriptedMeter(clock=clock, watts=[100.0, 103.0, 98.0, 101.0, 99.0, 102.0] * 4))
-    work = uneven(tape, clock, "candidate", 0.007)
+    tape, _ = tapes(ScriptedMeter(clock=clock, watts=[100.0, 103.0, 98.0, 101.0, 99.0, 102.0] * 4))
+    work = uneven(clock, "candidate", 0.007)
     found = measure(work, items=3, meter=tape, protocol=PROTOCOL, clock=clock)
     path = written(tmp_path, {"candidate": found}, tape, PROTOCOL)
     meter = ReplayMeter(readings=path)
@@ -170,9 +177,15 @@ def test_one_measurement_alone(tmp_path: Path) -> None:
 
 def test_real_time_and_a_real_meter(tmp_path: Path) -> None:
     protocol = Protocol(warmup_s=0.02, window_s=0.02, min_windows=4, max_windows=6, foreign_limit=math.inf)
-    tape = Tape(choose("cpu", "estimate"))
-    a, b = (tape.of(side, lambda n=n: sum(range(n))) for side, n in (("candidate", 700), ("reference", 5000)))
-    found = measure_beside(a, b, items=1, meter=tape, protocol=protocol)
+    tape, other = tapes(choose("cpu", "estimate"))
+    found = measure_beside(
+        lambda: sum(range(700)),
+        lambda: sum(range(5000)),
+        items=1,
+        meter=tape,
+        reference_meter=other,
+        protocol=protocol,
+    )
     path = written(tmp_path, {"candidate": found.candidate, "reference": found.reference}, tape, protocol)
     again, _ = replay(path)
     for side in ("candidate", "reference"):  # warnings look at the process that measures

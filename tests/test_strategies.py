@@ -54,6 +54,20 @@ def test_a_fresh_strategy_goes_on_as_the_first_would_have():
     assert answers == whole[12].answers
 
 
+def test_what_is_being_evaluated_elsewhere_is_not_proposed_again():
+    whole = run(SMALL, guided(SMALL), 13)
+    seen = [
+        Seen(answers=trial.answers, loss=trial.evaluation.loss, ratio=trial.evaluation.ratio) for trial in whole[:12]
+    ]
+    strategy, study = guided(SMALL), optuna.create_study(directions=["minimize", "minimize"])
+    pending = []
+    for number in range(12, 16):
+        strategy.enqueue(study, number, seen, pending)
+        pending.append(strategy.fill(study.ask(), seen)[1])
+    assert pending[0] == whole[12].answers
+    assert len({tuple(answers.values()) for answers in pending}) == 4
+
+
 def test_guidance_beats_the_stock_sampler_on_a_known_front():
     direct = SMALL.share([trial.policy for trial in run(SMALL, Direct(SMALL.space), 30)])
     found = SMALL.share([trial.policy for trial in run(SMALL, guided(SMALL), 30)])

@@ -14,7 +14,7 @@ from quantizing import BATCH, QUIET, context
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from autogreen.engines import ENGINES, Program, Recipe, artifact_bytes, profile
+from autogreen.engines import ENGINES, Program, Recipe, artifact_bytes
 from autogreen.errors import BundleError, RefusedError
 from autogreen.techniques import Target
 from autogreen.techniques.precision import Precision
@@ -74,7 +74,7 @@ def test_a_plain_loader_gives_what_was_measured(tmp_path: Path) -> None:
     with torch.no_grad():
         torch.testing.assert_close(plain(texts()).logits, model.lm(texts()).logits, rtol=1e-4, atol=1e-5)
     assert artifact_bytes(tmp_path) == sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
-    assert profile.trace(program, ((texts(),), {})).macs["float32"] > 0
+    assert program.trace(((texts(),), {})).macs["float32"] > 0
 
 
 def test_quantized_layers_stand_in_the_checkpoint_and_run_in_integers(tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_quantized_layers_stand_in_the_checkpoint_and_run_in_integers(tmp_path: 
     effect = {name: "w8a8" for name in layers(model, ((texts(),), {})) if "_proj" in name and "layers.1" in name}
     program = built(lowered(model, effect), tmp_path)
     example = ((texts(),), {})
-    found = profile.trace(program, example)
+    found = program.trace(example)
     told = check_kernels(effect, layers(model, example), found.products, "cpu", "transformers")
     assert {told[name] for name in effect} == {"aten::_int_mm (int8)"} and len(effect) == 7
     assert told["lm.model.layers.0.mlp.up_proj"] == "aten::mm (float32)"
@@ -114,7 +114,7 @@ def test_one_data_type_for_the_whole_checkpoint(tmp_path: Path) -> None:
     ours = program(texts())
     with torch.no_grad():
         assert ours.dtype == torch.float32 and float((ours - model(texts())).abs().max()) < 0.1
-    assert set(profile.trace(program, ((texts(),), {})).macs) == {"bfloat16"}
+    assert set(program.trace(((texts(),), {})).macs) == {"bfloat16"}
 
 
 @pytest.mark.parametrize("scheme", ["bf16", "w8a8_static", "w8a16", "w4a16", "fp8"])
@@ -154,9 +154,7 @@ def test_biases_of_quantized_layers_stay_as_they_are(tmp_path: Path) -> None:
     effect = {name: "w8a8" for name in layers(model, example) if name.endswith("intermediate.dense")}
     around = context(example, [], engine="transformers")
     program = built(Quantization.lower(effect, copy.deepcopy(model), around), tmp_path / "out", **masked())
-    told = check_kernels(
-        effect, layers(model, example), profile.trace(program, example).products, "cpu", "transformers"
-    )
+    told = check_kernels(effect, layers(model, example), program.trace(example).products, "cpu", "transformers")
     assert {told[name] for name in effect} == {"aten::_int_mm (int8)"} and len(effect) == 2
     with torch.no_grad():
         wanted = model(**masked(3))
@@ -261,7 +259,7 @@ def test_torchao_layers_on_a_gpu(scheme: str, tmp_path: Path) -> None:
         found = program.run(*example).clone()
     with torch.no_grad():
         assert float((found - model(*example[0])).abs().max()) < 0.2
-    ran = profile.trace(program, example).products
+    ran = program.trace(example).products
     told = check_kernels(effect, layers(model, example), ran, "cuda:0", "transformers")
     kernel = {"w8a8": "aten::_int_mm", "fp8": "aten::_scaled_mm"}[scheme]
     assert all(told[name].startswith(kernel) for name in effect), told

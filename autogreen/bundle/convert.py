@@ -38,20 +38,20 @@ def convert(folder: Path, *, engine: str, to: Path) -> Conversion:
     folder, manifest = Path(folder), read(folder)
     recipe = replace(manifest.recipe, engine=engine, mode="default", cuda_graph=False)
     _refuse(manifest, recipe)
-    from autogreen.engines import exported, profile
+    from autogreen.engines import exported
     from autogreen.tasks import cut, to_device
 
     inputs, expected = examples(folder, manifest)
     source = opened(folder, manifest.recipe, manifest.versions.torch, native_code=False)
     example = to_device(cut(inputs, recipe.batch)[0], recipe.device)
     source.run(*example)
-    wanted = profile.trace(source, example).macs
+    wanted = source.trace(example).macs
     with whole_or_nothing(Path(to)) as partial:
         # threads are now the recipe's, which some compilers write into their code
         ENGINES[engine].save(exported.load(folder, recipe.device), example, partial)
         program = Program(partial, recipe)
         program.run(*example)
-        ran = profile.trace(program, example)
+        ran = program.trace(example)
         for precision in sorted(wanted.keys() - {"float32"}):
             if (found := ran.macs.get(precision, 0)) < wanted[precision]:
                 named = [layer for layer, kernel in manifest.layers.items() if kernel.endswith(f"({precision})")]
@@ -92,6 +92,11 @@ def _refuse(manifest: Manifest, recipe: Recipe) -> None:
         raise RefusedError(
             f"the bundle holds the format of {source!r}, from which nothing else can be made. Convert the bundle of "
             f"{' or '.join(SOURCES)} that it came from."
+        )
+    if manifest.recipe.parts != ("",):
+        raise RefusedError(
+            f"the bundle holds a model in parts ({', '.join(manifest.recipe.parts)}), and {target!r} carries whole "
+            "models. Export a policy with degrees of data only."
         )
     if target in ENGINES and target not in TARGETS:
         raise RefusedError(

@@ -7,13 +7,13 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
 from autogreen.carbon import Carbon
-from autogreen.engines import ENGINES, Kernel, Recipe
+from autogreen.engines import DEGREES, ENGINES, Kernel, Recipe
 from autogreen.errors import BundleError, ConfigError
 from autogreen.measurement import Interval, Protocol, Served
 from autogreen.meters import Tier
@@ -30,6 +30,8 @@ DIGEST = "manifest_sha256"
 # within one process shows it. Here, fresh processes on two busy cores came out 6 % below to 2 % above. Relative, each
 # way.
 DRIFT = 0.10
+MOST_RANKS = 1024
+FEWEST_REPEATS = 3  # a limit from fewer differences is a guess
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,16 +133,27 @@ class Manifest:
     files: dict[str, File]
 
 
-def prediction(ratio: Interval) -> Interval:
+def prediction(ratio: Interval, repeats: Sequence[float] = ()) -> Interval:
     """Where the mean of a fresh measurement of an energy ratio falls in 95 of 100 cases.
 
     With the log-ratio's mean x and standard error s from n paired windows, its 95 % interval is x ± t·s, t the quantile
     of Student's distribution with n − 1 degrees of freedom. A fresh mean of as many windows has an error of its own, so
     the difference of the two has the standard error √(s² + s²), and the fresh one falls in x ± t·s·√2 (Hahn and Meeker,
-    Statistical Intervals, 1991, chapter 4). t·s is read off the interval: half its width on the log scale. Never
-    narrower than `DRIFT` each way, which windows of one process cannot show.
+    Statistical Intervals, 1991, chapter 4). t·s is read off the interval: half its width on the log scale.
+
+    That is what one process can show. What a ratio moves by when everything is set up anew is told by the study itself,
+    which measured its finalists twice: never narrower than the limit of repeatability, t times the root mean square of
+    their differences (ISO 5725-6), nor than `DRIFT`, each way.
+
+    Args:
+        repeats: log-ratios of a second measurement to the first, one for each policy that was measured twice.
     """
+    from scipy.special import stdtrit
+
     half = max(math.log(ratio.high / ratio.low) / 2 * math.sqrt(2), math.log1p(DRIFT))
+    if len(repeats) >= FEWEST_REPEATS:
+        squares = [difference**2 for difference in repeats]
+        half = max(half, float(stdtrit(len(squares), 0.975)) * math.sqrt(sum(squares) / len(squares)))
     return Interval(mean=ratio.mean, low=ratio.mean * math.exp(-half), high=ratio.mean * math.exp(half))
 
 
@@ -232,6 +245,10 @@ def check_recipe(recipe: Recipe, where: str) -> None:
         raise BundleError(f"{where}: the device is {recipe.device!r}; allowed: cpu, cuda, cuda:N.")
     if recipe.cuda_graph and not recipe.device.startswith("cuda"):
         raise BundleError(f"{where}: a CUDA graph on {recipe.device!r}, which is no NVIDIA GPU.")
+    if not all(1 <= getattr(recipe, name) <= MOST_RANKS for name in DEGREES) or not 1 <= recipe.ranks <= MOST_RANKS:
+        raise BundleError(f"{where}: degrees of parallelism are from 1 to {MOST_RANKS} together.")
+    if recipe.micro_batch is not None and (recipe.micro_batch < 1 or recipe.batch % recipe.micro_batch):
+        raise BundleError(f"{where}: micro-batches of {recipe.micro_batch} do not make up a batch of {recipe.batch}.")
     if not 0 <= recipe.batch_delay_s < math.inf:
         raise BundleError(f"{where}: batches wait {recipe.batch_delay_s!r} s to be filled, which is no time.")
     if not 1 <= recipe.threads <= 4096 or not 1 <= recipe.batch <= 1_000_000:

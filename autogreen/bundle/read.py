@@ -9,6 +9,7 @@ from typing import Any
 from autogreen.bundle.manifest import NAME, Manifest, check_recipe, parse
 from autogreen.engines import ENGINES, Program, Recipe
 from autogreen.errors import AutogreenError, BundleError, ConfigError
+from autogreen.ranks import open_program
 from autogreen.schema import MAX_BYTES, build, parse_json
 
 REQUIRED = ("policy.yaml", "weights.safetensors", "golden.safetensors", "MODEL_CARD.md")
@@ -39,9 +40,9 @@ def read(folder: Path) -> Manifest:
                 raise BundleError(f"{folder / name} was changed after the export: its hash is not the manifest's.")
     except OSError as error:
         raise BundleError(f"{error.filename or folder} cannot be read: {error.strerror}.") from error
-    ENGINES[manifest.recipe.engine].inspect(folder)
+    _inspect(folder, manifest.recipe)
     if _has_reference(manifest):
-        ENGINES[_reference_recipe(folder).engine].inspect(folder / REFERENCE)
+        _inspect(folder / REFERENCE, _reference_recipe(folder))
     return manifest
 
 
@@ -76,8 +77,10 @@ def opened(folder: Path, recipe: Recipe, made_with: str, *, native_code: bool) -
         )
     if recipe.device.startswith("cuda") and not torch.cuda.is_available():
         raise BundleError(f"{folder} runs on {recipe.device!r}, and torch finds no such device here.")
+    if recipe.device.startswith("cuda") and (here := torch.cuda.device_count()) < recipe.ranks:
+        raise BundleError(f"{folder} runs on {recipe.ranks} GPUs, and torch finds {here} here.")
     try:
-        return Program(folder, recipe)
+        return open_program(folder, recipe)
     except AutogreenError:
         raise
     except Exception as error:
@@ -85,6 +88,11 @@ def opened(folder: Path, recipe: Recipe, made_with: str, *, native_code: bool) -
             f"{folder} cannot be loaded ({type(error).__name__}: {error}). It was exported with torch {made_with}; "
             f"this is {torch.__version__}."
         ) from error
+
+
+def _inspect(folder: Path, recipe: Recipe) -> None:
+    for part in recipe.parts:
+        ENGINES[recipe.engine].inspect(folder / part)
 
 
 def examples(folder: Path, manifest: Manifest) -> tuple[Any, Any]:

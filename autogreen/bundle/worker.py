@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from autogreen.beside import measure_programs
+from autogreen.beside import measure_programs, meters_of
 from autogreen.bundle import golden
 from autogreen.bundle.manifest import Energy, Manifest, workload
 from autogreen.bundle.read import examples, load_reference, opened, read
@@ -78,10 +78,9 @@ def _measured(
     Raises:
         MeterError: no counter here, or it fails.
     """
-    from autogreen.meters import choose
-
-    settings = dict(energy.meter if meter is None else meter)
-    chosen = choose(manifest.recipe.device, settings.pop("name", "auto"), **settings)
+    reference = load_reference(folder, manifest, native_code=native_code)
+    meters = meters_of(manifest.recipe, reference.recipe, energy.meter if meter is None else meter)
+    chosen, _ = meters
     if chosen.tier != energy.tier:
         return None, f"energy is {chosen.tier} here and was {energy.tier} there: outputs only, energy not measured"
     if chosen.boundary != energy.boundary:
@@ -89,7 +88,6 @@ def _measured(
             f"energy here is of another boundary ({chosen.boundary}; there: {energy.boundary}): outputs only, energy "
             "not measured. Give the meter the settings of the search."
         )
-    reference = load_reference(folder, manifest, native_code=native_code)
     assert energy.reference_items_per_call is not None, "a ratio needs it, and parsing has seen to that"
     beside, _ = measure_programs(
         program,
@@ -98,7 +96,7 @@ def _measured(
         inputs,
         items=energy.items_per_call,
         reference_items=energy.reference_items_per_call,
-        meter=chosen,
+        meters=meters,
         protocol=protocol,
         workload=workload(manifest, str(folder)),
     )

@@ -1,5 +1,6 @@
 """Write a bundle: all of it or nothing."""
 
+import math
 import os
 import platform
 import shutil
@@ -153,8 +154,18 @@ def _energy(evaluation: Evaluation, published: Published | None, results: Result
         meter=dict(experiment.get("meter", {})),
         warnings=measurement.warnings,
         ratio=ratio,
-        ratio_prediction=None if ratio is None else prediction(ratio),
+        ratio_prediction=None if ratio is None else prediction(ratio, _repeats(results)),
     )
+
+
+def _repeats(results: Results) -> list[float]:
+    """Logarithms of what each finalist's ratio was when it was measured again, over what it was in the search."""
+    found = [trial.evaluation for trial in results.measured if trial.evaluation is not None]
+    return [
+        math.log(results.published[one.key].ratio.mean / one.ratio.mean)
+        for one in found
+        if one.ratio is not None and one.key in results.published
+    ]
 
 
 def _policy(evaluation: Evaluation, results: Results) -> Mapping[str, Any]:

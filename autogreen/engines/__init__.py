@@ -5,7 +5,7 @@ serving share that one road, so that measuring one thing and shipping another ca
 """
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
@@ -48,6 +48,10 @@ def environment(device: str) -> dict[str, str]:
         "TORCHINDUCTOR_COMPILE_THREADS": str(compilers),
         # OpenMP threads that wait by spinning train 3 times slower beside one foreign job, and look like energy
         "GOMP_SPINCOUNT": "1000",
+        # glibc gives large buffers back after a call and gets them again, page by page, in the next: a seventh of what
+        # a network of 64 images takes, or nothing, depending on what its process did before
+        "MALLOC_MMAP_MAX_": "0",
+        "MALLOC_TRIM_THRESHOLD_": "-1",
         **os.environ,
     }
 
@@ -79,22 +83,30 @@ class Runtime:
         return {**effect, "cuda_graph": True} if self.cuda_graph else effect
 
     @staticmethod
-    def refusal(effect: Mapping[str, Any], device: str) -> str | None:
-        """Why it does not run so on the device, or None."""
+    def refusal(effect: Mapping[str, Any], device: str, stages: int = 1) -> str | None:
+        """Why it does not run so on the device, or None. stages: of a pipeline."""
         if missing := ENGINES[effect["engine"]].missing(device):
             return f"engine {effect['engine']!r}: {missing}"
         if effect.get("cuda_graph") and not device.startswith("cuda"):
             return f"cuda_graph: {device!r} is no NVIDIA GPU, and only those replay graphs"
         if effect.get("cuda_graph") and effect["engine"] == "transformers":
             return "cuda_graph: torchao's layers in a checkpoint wait for the GPU, which no graph records"
+        if effect.get("cuda_graph") and stages > 1:
+            return "cuda_graph: a stage of a pipeline would overwrite a micro-batch that is still being sent"
         return None
+
+
+DEGREES = ("data", "tensor", "pipeline")  # of a `Recipe`
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """All that decides, besides the artifact, how it runs. batch: examples a call, fixed in the artifact.
-    threads: intra-op threads on a CPU. device: "cpu" or "cuda:N". mode, cuda_graph: see `Runtime`. batch_delay_s: for
-    which a server lets the oldest request wait for the batch to fill."""
+    """All that decides, besides the artifact, how it runs. batch: examples a call of a replica, fixed in the artifact.
+    threads: intra-op threads on a CPU, of each rank. device: "cpu" or "cuda:N". mode, cuda_graph: see `Runtime`.
+    data, tensor, pipeline, micro_batch: see `Parallelism`; a process of its own, a rank, for each of
+    data x tensor x pipeline, on as many GPUs from `device` on. batch_delay_s: for which a server lets the oldest
+    request wait for the batch to fill.
+    """
 
     engine: str
     batch: int
@@ -103,6 +115,29 @@ class Recipe:
     mode: Mode = "default"
     cuda_graph: bool = False
     batch_delay_s: float = 0.0
+    data: int = 1
+    tensor: int = 1
+    pipeline: int = 1
+    micro_batch: int | None = None
+
+    @property
+    def ranks(self) -> int:
+        """Processes that run it."""
+        return self.data * self.tensor * self.pipeline
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Folders in the artifact's that hold what an engine wrote: itself, or one for each shard or stage."""
+        kind, count = ("shard", self.tensor) if self.tensor > 1 else ("stage", self.pipeline)
+        return tuple(f"{kind}-{number}" for number in range(count)) if count > 1 else ("",)
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """What it occupies, as `meters.choose` takes it when joined by commas: a GPU a rank, or the one CPU."""
+        if not self.device.startswith("cuda"):
+            return (self.device,)
+        first = int(self.device.partition(":")[2] or 0)
+        return tuple(f"cuda:{first + rank}" for rank in range(self.ranks))
 
 
 Precision = Literal["int8", "float8", "bfloat16", "float16", "float32"]
@@ -177,9 +212,10 @@ class Engine(Protocol):
         ...
 
 
-def artifact_bytes(folder: Path) -> int:
-    """Size of what an engine wrote, files and folders named `model.*`."""
-    found = [file for path in folder.glob("model.*") for file in (path, *path.rglob("*"))]
+def artifact_bytes(folder: Path, parts: tuple[str, ...] = ("",)) -> int:
+    """Size of what an engine wrote, files and folders named `model.*`, in parts of a folder (see `Recipe.parts`)."""
+    paths = [path for part in parts for path in (folder / part).glob("model.*")]
+    found = [file for path in paths for file in (path, *path.rglob("*"))]
     return sum(file.stat().st_size for file in found if file.is_file())
 
 
@@ -200,17 +236,23 @@ class Program:
         import torch
         from torch.utils._pytree import tree_map
 
-        from autogreen.tasks import cut, rows, to_device
+        from autogreen.tasks import cut, rows
 
         count, size = rows((args, kwargs)), self.recipe.batch
-        device = self.recipe.device
-        outputs = [to_device(self.run(*to_device(part, device)), "cpu") for part in cut((args, kwargs), size)]
+        outputs = list(self.batches(cut((args, kwargs), size)))
 
         def join(*leaves: Any) -> Any:
             batched = isinstance(leaves[0], torch.Tensor) and leaves[0].ndim > 0 and len(leaves[0]) == size
             return torch.cat(leaves)[:count] if batched else leaves[0]
 
         return tree_map(join, *outputs)
+
+    def batches(self, parts: "Iterable[Inputs]") -> Iterator[Any]:
+        """Outputs of each full batch, on the CPU, in order."""
+        from autogreen.tasks import to_device
+
+        for part in parts:
+            yield to_device(self.run(*to_device(part, self.recipe.device)), "cpu")
 
     def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run one full batch; nothing is added to what the engine does. This is what is measured.
@@ -231,6 +273,26 @@ class Program:
         self._set_threads()
         with torch.no_grad():  # also what lets inductor freeze weights
             return self._run(*args, **kwargs)
+
+    def calling(self, inputs: "Inputs") -> Callable[[], object]:
+        """What is measured: a call that treats this batch, which lies on the device, once more (on each replica)."""
+        return lambda: self.run(*inputs)
+
+    def trace(self, inputs: "Inputs") -> "Trace":
+        """What one call of the warm program runs, launched kernel by kernel, told by its engine.
+
+        Raises:
+            RefusedError: the engine cannot show which kernels ran.
+        """
+        found: Trace = ENGINES[self.recipe.engine].trace(self, inputs)
+        return found
+
+    def communication(self, inputs: "Inputs") -> float | None:
+        """Share of the time of a call that goes to other ranks; None where there are none."""
+        return None
+
+    def close(self) -> None:
+        """Free what it holds outside of this process."""
 
     def _set_threads(self) -> None:
         import torch

@@ -25,6 +25,7 @@ PAYLOADS = re.compile(r"(weight|tensor)_\d+")
 OPERATORS = re.compile(
     r"torch\.ops\.(?!load_library|import_module)[a-z]\w*(\._?[a-zA-Z]\w*){1,2}"  # a registered operator (and overload)
     r"|torch\.ops\.aten\.__(and|or|xor)__\.(Tensor|Scalar)"  # `&`, `|` and `^` of masks
+    r"|torch\.ops\._c10d_functional\.(all_reduce|wait_tensor)\.default"  # the shards of a split layer, summed
     r"|torch\.sym_\w+|math\.[a-z]\w*"
     r"|_operator\.(getitem|add|sub|mul|neg|pos|floordiv|truediv|mod|pow|eq|ne|lt|le|gt|ge|and_|or_|not_)"
 )

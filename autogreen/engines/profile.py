@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from autogreen.engines import ENGINES, Kernel, Precision, Product, Program
+from autogreen.engines import Kernel, Precision, Product, Program
 from autogreen.tasks import Inputs
 
 # The operators that end in a matrix kernel (their wrappers, aten::conv2d and aten::linear, would count twice), and the
@@ -69,16 +69,6 @@ class Trace:
         for product in self.products:
             found[product.precision] += product.macs
         return dict(found)
-
-
-def trace(program: Program, inputs: Inputs) -> Trace:
-    """What one call of a warm program runs, launched kernel by kernel, told by its engine.
-
-    Raises:
-        RefusedError: the engine cannot show which kernels ran.
-    """
-    found: Trace = ENGINES[program.recipe.engine].trace(program, inputs)
-    return found
 
 
 def operators(program: Program, inputs: Inputs) -> Trace:

@@ -23,7 +23,7 @@ def shares(program: Program, inputs: Inputs, products: Sequence[Product]) -> tup
     loaded it slows every later launch of the process, so also those that are measured.
 
     Args:
-        products: of one call, as `profile.trace` saw them.
+        products: of one call, as `Program.trace` saw them.
 
     Returns:
         None where the calls ran other products than that: nothing can be said of them.

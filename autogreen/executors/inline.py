@@ -2,16 +2,17 @@
 
 import time
 from collections import deque
+from typing import ClassVar
 
 from autogreen.evaluate import Evaluator
-from autogreen.executors import Done, Job
-from autogreen.executors.worker import translated
+from autogreen.executors import Done, Job, NoSettings, translated
 from autogreen.workbench import Setup
 
 
 class Inline:
     """One job at a time, run when its result is asked for."""
 
+    settings: ClassVar[type] = NoSettings
     slots = 1
 
     def __init__(self, setup: Setup) -> None:

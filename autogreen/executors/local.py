@@ -8,25 +8,27 @@ import sys
 import time
 from contextlib import suppress
 from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
 
 import cloudpickle
 
 from autogreen.engines import environment
 from autogreen.errors import AutogreenError, EvaluationError
-from autogreen.executors import Done, Job
-from autogreen.workbench import Setup
+from autogreen.executors import Done, Job, NoSettings
+
+if TYPE_CHECKING:  # who only relays jobs need not load what evaluates them
+    from autogreen.workbench import Setup
 
 GRACE_S = 10.0  # a worker checks its limit itself, between steps; one that is stuck in a single step is killed
 
 
-class Local:
-    """The worker's own output goes to `worker.log` in the study's folder."""
+class Worker:
+    """One process for one device; it is started when it is first needed. setup: a pickled `Setup`. log: where its own
+    output goes, in the study's folder."""
 
-    slots = 1
-
-    def __init__(self, setup: Setup) -> None:
-        self._setup, self._device = cloudpickle.dumps(setup), setup.device
-        self._log = setup.folder / "worker.log"
+    def __init__(self, setup: bytes, device: str, log: Path) -> None:
+        self._setup, self._device, self._log = setup, device, log
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
         self._job: Job | None = None
@@ -89,7 +91,7 @@ class Local:
             how = f"signal {signal.Signals(-code).name}"
             if code == -signal.SIGKILL:
                 how += ", as the system does when memory runs out"
-        return EvaluationError(f"the worker died ({how}); {self._log} holds its last words.")
+        return EvaluationError(f"the worker died ({how}); {self._log.name} in the study's folder holds its last words.")
 
     def _kill(self) -> None:
         assert self._process is not None and self._connection is not None
@@ -98,3 +100,13 @@ class Local:
         self._process.wait()
         self._connection.close()
         self._process = self._connection = None
+
+
+class Local(Worker):
+    """One worker on this machine. Its own output goes to `worker.log` in the study's folder."""
+
+    settings: ClassVar[type] = NoSettings
+    slots = 1
+
+    def __init__(self, setup: "Setup") -> None:
+        super().__init__(cloudpickle.dumps(setup), setup.device, setup.folder / "worker.log")

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from autogreen import __version__, floor, hardware
 from autogreen.compress import lower
-from autogreen.engines import ENGINES, Program, Recipe, profile
+from autogreen.engines import ENGINES, Program, Recipe
 from autogreen.errors import AutogreenError, EvaluationError, MeterError, RefusedError
 from autogreen.kernels import ENGINE, PLAIN, Case, Cell, Shape
 from autogreen.measure import lease, measure_beside, rest_w
@@ -199,7 +199,7 @@ def build(subject: Subject, effect: Mapping[str, str], folder: Path) -> tuple[Pr
     program = Program(folder, subject.recipe)
     shutil.rmtree(folder)  # what is loaded is in memory
     program.run(*subject.example)
-    ran = profile.trace(program, subject.example)
+    ran = program.trace(subject.example)
     check_kernels(effect, traced(subject.model, subject.example), ran.products, subject.recipe.device)
     return program, tuple(f"{kernel.name} ({kernel.precision})" for kernel in ran.kernels)
 

@@ -57,8 +57,11 @@ class Strategy(Protocol):
     """Contract of the family. What is proposed follows from the seed, the trial's number and what was seen alone, so
     that a study which goes on proposes what the uninterrupted one would have."""
 
-    def enqueue(self, study: "Study", number: int, seen: Sequence[Seen]) -> None:
-        """Fix parameters of trial `number`, or leave it to the sampler."""
+    def enqueue(
+        self, study: "Study", number: int, seen: Sequence[Seen], pending: Sequence[Mapping[str, Any]] = ()
+    ) -> None:
+        """Fix parameters of trial `number`, or leave it to the sampler. pending: answers of trials that are being
+        evaluated on other devices."""
         ...
 
     def fill(self, trial: "Trial", seen: Sequence[Seen]) -> "tuple[Policy, dict[str, Any]]":

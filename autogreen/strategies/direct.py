@@ -21,7 +21,9 @@ class Direct:
         self.space = space
         self.given = distinct([*offers, *(first(space) if space.holes() else ())])
 
-    def enqueue(self, study: "Study", number: int, seen: Sequence[Seen]) -> None:
+    def enqueue(
+        self, study: "Study", number: int, seen: Sequence[Seen], pending: Sequence[Mapping[str, Any]] = ()
+    ) -> None:
         if (place := given(study)) < len(self.given):
             study.enqueue_trial(dict(self.given[place]), user_attrs={"proposal": {"given": place}})
 

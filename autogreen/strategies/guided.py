@@ -55,10 +55,14 @@ class Guided:
         self.given, self.offered = distinct([*offers, *uniform]), len(offers)
         self.belief = Belief.of(forecast)
         self.known = self.weighed = 0
-        self.picks = np.zeros((0, len(forecast.choices)), np.int64)  # tried so far
+        self.picks = np.zeros((0, len(forecast.choices)), np.int64)  # of finished trials
+        self.tried = self.picks  # those and the pending ones, which count as if they came out as believed
 
-    def enqueue(self, study: "Study", number: int, seen: Sequence[Seen]) -> None:
+    def enqueue(
+        self, study: "Study", number: int, seen: Sequence[Seen], pending: Sequence[Mapping[str, Any]] = ()
+    ) -> None:
         self._learn(seen)
+        self.tried = np.concatenate([self.picks, self.forecast.picks(pending)])
         if (place := given(study)) < len(self.given):
             proposal = self.given[place]
             least = {choice.name: choice.options[int(np.argmin(choice.losses))] for choice in self.forecast.choices}
@@ -137,13 +141,13 @@ class Guided:
         for row in near:
             for place in rng.integers(len(row), size=rng.integers(1, 3)):
                 row[place] = rng.integers(len(self.forecast.choices[place].options))
-        tried = {tuple(row) for row in self.picks.tolist()}
+        tried = {tuple(row) for row in self.tried.tolist()}
         fresh = [row for row in near if tuple(row.tolist()) not in tried]
         return np.array(fresh) if fresh else near
 
     def _gains(self, picks: Array, weights: Weights) -> Array:
         """Hypervolume that each of the picks adds to what was tried, all under one belief; float64 [n]."""
-        return gains(self._places(picks, weights), self._places(self.picks, weights), self.corner)
+        return gains(self._places(picks, weights), self._places(self.tried, weights), self.corner)
 
 
 def gains(places: Array, held: Array, corner: tuple[float, float]) -> Array:

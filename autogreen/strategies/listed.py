@@ -17,7 +17,9 @@ class Listed:
     def __init__(self, policies: "Sequence[tuple[Policy, Mapping[str, Any]]]") -> None:
         self.policies = policies
 
-    def enqueue(self, study: "Study", number: int, seen: Sequence[Seen]) -> None:
+    def enqueue(
+        self, study: "Study", number: int, seen: Sequence[Seen], pending: Sequence[Mapping[str, Any]] = ()
+    ) -> None:
         study.enqueue_trial({}, user_attrs={"proposal": {"given": given(study)}})
 
     def fill(self, trial: "Trial", seen: Sequence[Seen]) -> "tuple[Policy, dict[str, Any]]":

@@ -9,10 +9,12 @@ same one, both choose the same to stay (the earliest start, then the lowest id) 
 last sees both.
 """
 
+import gc
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -147,10 +149,11 @@ class Mirror:
                 self._experiment_id = _experiment(self._client, experiment_name(front), place)
             self.reached = True
             wanted = list(children(front))
-            while self._children(front.results.study, wanted) and settle:
-                self._merge(self._listed(f" AND tags.`autogreen.maker` != '{self._maker}'"))
-            self._sweep(front)
-            self._view(front)
+            with _frozen():
+                while self._children(front.results.study, wanted) and settle:
+                    self._merge(self._listed(f" AND tags.`autogreen.maker` != '{self._maker}'"))
+                self._sweep(front)
+                self._view(front)
             held = self._known()
         link = view.link(self.server, self._experiment_id, self.study)
         return Filled(link=link, written=self.written - written, held=len(held))
@@ -303,6 +306,16 @@ class Mirror:
         wanted = view.state(front, self.study, sweep.start_ms, knobs)
         if self._client.get_experiment(self._experiment_id).tags.get(tag) != wanted:
             self._client.set_experiment_tag(self._experiment_id, tag, wanted)
+
+
+@contextmanager
+def _frozen() -> Iterator[None]:
+    """Let the garbage collector leave alone what is there: it would look through a large study again and again."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def _experiment(client: Any, name: str, artifacts: str | None) -> str:

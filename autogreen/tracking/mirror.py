@@ -225,6 +225,7 @@ def _metrics(evaluation: Evaluation, point: Point | None, carbon: Carbon | None)
         **_ends("quality_loss", point.loss if point else evaluation.loss),
         "size_bytes": evaluation.size_bytes,
         "memory_bytes": evaluation.memory_bytes,
+        "communication": evaluation.communication,
         "spent_j": evaluation.spent_j,
     }
     if point:

@@ -175,7 +175,10 @@ class Pruning(Technique):
 
     @classmethod
     def settle(cls, effect: dict[str, Any], parts: Mapping[str, Any]) -> dict[str, Any]:
-        """Raises:
+        """What is split over ranks keeps widths that their number divides: rounded up, because what was asked away may
+        all go, and more may not.
+
+        Raises:
         RefusedError: a layer shall be 2:4 and have a quantization scheme; one kernel computes it, not two. Or a bounded
             loss may undo the only round that makes it 2:4, and the policy would not be what it says.
         """
@@ -190,7 +193,7 @@ class Pruning(Technique):
                 f"pruning: n:m for {', '.join(both)}, which quantization gives a scheme: no kernel does both. "
                 "Give those layers scheme: none, or ratio 0."
             )
-        return effect
+        return _rounded(effect, degree) if (degree := (parts.get("parallelism") or {}).get("tensor", 1)) > 1 else effect
 
     @classmethod
     def refusal(cls, effect: dict[str, Any], units: Sequence[Unit], target: Target) -> str | None:
@@ -230,6 +233,26 @@ class Pruning(Technique):
         from autogreen.techniques.pruning.sparse import to_sparse
 
         return to_sparse(model, effect["n:m"])
+
+
+def _rounded(effect: dict[str, Any], degree: int) -> dict[str, Any]:
+    """Widths of features and heads as multiples of a degree."""
+    found = dict(effect)
+    for structure in ("neuron", "head"):
+        if structure in effect:
+            kept = {
+                name: {**setting, "width": min(setting["of"], math.ceil(setting["width"] / degree) * degree)}
+                for name, setting in effect[structure].items()
+            }
+            found[structure] = {name: setting for name, setting in kept.items() if setting["width"] < setting["of"]}
+    if "global" in effect:
+        found["global"] = [
+            {**pool, "round_to": math.lcm(pool["round_to"], degree)}
+            if pool["structure"] in ("neuron", "head")
+            else pool
+            for pool in effect["global"]
+        ]
+    return {name: part for name, part in found.items() if part}
 
 
 def _divides(unit: Unit, width: int) -> bool:

@@ -1,0 +1,61 @@
+"""One stage of a pipeline while it runs: PyTorch's schedule around a loaded artifact.
+
+Source: torch.distributed.pipelining; Huang et al., GPipe, NeurIPS 2019 (the schedule, of which only forward runs here).
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.distributed.pipelining import PipelineStage, ScheduleGPipe
+from torch.profiler import record_function
+from torch.utils import _pytree as pytree
+
+from autogreen.errors import BundleError
+from autogreen.schema import MAX_BYTES, parse_json
+
+if TYPE_CHECKING:
+    from autogreen.engines import Program
+
+STAGE = "autogreen::stage"  # what a profile calls the stage's own work
+
+
+class Pipe:
+    """Treats a batch together with the other stages.
+
+    trees: file with the trees of the model's inputs and outputs, as JSON. micro_batches: in a batch.
+    """
+
+    def __init__(self, program: "Program", trees: Path, rank: int, count: int, micro_batches: int) -> None:
+        stage = PipelineStage(_Stage(program), rank, count, torch.device(program.recipe.device))
+        self._schedule = ScheduleGPipe(stage, micro_batches)
+        self._first, self._last = rank == 0, rank == count - 1
+        try:
+            with trees.open("rb") as file:
+                told = parse_json(file.read(MAX_BYTES + 1), str(trees))
+            self._inputs, self._outputs = (pytree.treespec_loads(told[key]) for key in ("inputs", "outputs"))
+        except (OSError, KeyError, TypeError, NotImplementedError, ValueError) as error:
+            raise BundleError(f"{trees} is missing or damaged: {error}.") from error
+
+    def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Every stage is given the batch; the first uses it. The last returns the model's outputs, the others None."""
+        with torch.no_grad():
+            if self._first:
+                names = self._inputs.children_specs[1].context
+                self._schedule.step(*pytree.tree_leaves((args, {name: kwargs[name] for name in names})))
+                return None
+            leaves = self._schedule.step()
+        return pytree.tree_unflatten(list(leaves), self._outputs) if self._last else None
+
+
+class _Stage(nn.Module):
+    """A program where the schedule wants a module."""
+
+    def __init__(self, program: "Program") -> None:
+        super().__init__()
+        self._program = program
+
+    def forward(self, *given: torch.Tensor) -> Any:
+        with record_function(STAGE):
+            return self._program.run(given, {})
