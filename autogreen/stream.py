@@ -96,7 +96,7 @@ class Stream(Side):
 
     def _work(self) -> Work:
         """The next stretch of the stream, which is as long whatever the server does."""
-        number = sum(window.used or window.reason == WARMING_UP for window in self.windows)
+        number = sum(window.used or window.reason == WARMING_UP or window.calls == 0 for window in self.windows)
         seconds = self.load.stretch_s(self.least_s)
         seen = self.queue.serve(self.load.arrivals(number, seconds, self.seed), seconds, self.least_s)
         self.stretches.append(seen)

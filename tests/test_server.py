@@ -80,13 +80,14 @@ def limits(store: Store) -> dict[Any, list[bool]]:
 def test_whoever_misses_the_limit_is_infeasible_by_how_much(swept: tuple[Store, list[str]]) -> None:
     store, _ = swept
     found = limits(store)
-    assert all(found[0.0]) and not any(found[0.02]), "a busy machine can be late too"
+    assert set(found) == {0.0, 0.02} and not any(found[0.02])  # of the others a busy machine may be late with some
     for trial in store.trials():
         missed = trial.user_attrs["constraints"]["p95_s"]
         evaluation = Evaluation.from_json(trial.user_attrs["evaluation"])
         assert evaluation.measurement is not None and evaluation.measurement.served is not None
         assert missed == pytest.approx(evaluation.measurement.served.p95_s.mean - LIMIT_S)
-        assert (missed > 0) == (evaluation.effect.parts["parallelism"].get("batch_delay_s") == 0.02)
+        assert trial.user_attrs["feasible"] == (missed <= 0)
+        assert trial.constraints["p95_s"] == missed  # what the sampler is taught
 
 
 def test_the_baseline_keeps_to_the_limit_and_who_does_not_is_named(swept: tuple[Store, list[str]]) -> None:

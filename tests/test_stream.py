@@ -202,6 +202,19 @@ def test_a_window_that_was_discarded_is_taken_again_with_the_same_requests() -> 
     assert len(set(ours)) > 5  # every pair has requests of its own
 
 
+def test_a_window_without_a_request_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    come = Load.arrivals
+
+    def arrivals(self: Load, number: int, seconds: float, seed: int) -> list[float]:
+        return come(self, number, seconds, seed) if number != 3 else []
+
+    monkeypatch.setattr(Load, "arrivals", arrivals)
+    found = measured(0.01)
+    (empty,) = (window for window in found.windows if not window.used)
+    assert empty is found.windows[3] and (empty.calls, empty.reason) == (0, "no request came")
+    assert found.energy_per_item_j.mean == pytest.approx(IDLE_W / 40 + BUSY_W * 0.01, rel=0.05)
+
+
 def test_the_ratio_is_of_sums_and_not_of_quotients() -> None:
     """Idle power alone, few requests a window: the mean of joules over requests would be 1/32 too high."""
     found = measured(1e-6, replace(QUICK, window_s=0.01, min_windows=600, max_windows=600), p95_s=1e-3)

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from autogreen.bundle.manifest import Manifest, workload
 from autogreen.bundle.read import read
 from autogreen.errors import BundleError, NotConclusiveError
 from autogreen.measurement import Interval, Protocol
@@ -140,13 +141,14 @@ def examine(
         protocol: how long to measure; by default as many pairs as the promise rests on, which is what it is made for.
         meter: settings of the meter, `name` among them; by default those of the search.
         native_code: run machine code that came with the bundle, where its format holds some.
-        limit_s: seconds after which the fresh process is stopped.
+        limit_s: seconds after which the fresh process is stopped; a server's windows, which last as long as its stream
+            of requests, come on top.
 
     Raises:
         BundleError: what does not hold of files and outputs.
     """
     folder = Path(folder).absolute()
-    device = read(folder).recipe.device
+    manifest = read(folder)
     job = {
         "folder": str(folder),
         "protocol": None if protocol is None else asdict(protocol),
@@ -156,10 +158,10 @@ def examine(
     found = ask(
         "autogreen.bundle.worker",
         job,
-        device=device,
+        device=manifest.recipe.device,
         what=str(folder),
         done="verified",
-        limit_s=limit_s,
+        limit_s=limit_s + _serving_s(manifest, protocol),
         failure=BundleError,
     )
     return Verification.from_json(found)
@@ -168,6 +170,16 @@ def examine(
 def kept(ratio: Interval, promised: Interval | None) -> bool:
     """Whether a fresh measurement fell where it was promised to."""
     return promised is None or promised.low <= ratio.mean <= promised.high
+
+
+def _serving_s(manifest: Manifest, protocol: Protocol | None) -> float:
+    """Seconds of a server's windows, its own and its reference's, if half of them have to be taken again."""
+    energy, recipe = manifest.energy, manifest.recipe
+    load = workload(manifest, "the manifest").load(recipe.batch, recipe.batch_delay_s)
+    if energy is None or load is None:
+        return 0.0
+    asked = protocol or energy.protocol
+    return 4 * asked.max_windows * load.stretch_s(asked.window_s)
 
 
 def _ends(interval: Interval) -> str:
