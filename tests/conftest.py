@@ -13,8 +13,14 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 
 
+LONG = ("search", "ranks_sweep", "ray", "ranks", "random_policies", "guided_sweep", "mlflow_server", "bundle", "apply")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that need a GPU are left out where there is none."""
+    """The files that take minutes come first, so that of several processes none is left with one at the end. Tests that
+    need a GPU are left out where there is none."""
+    places = {f"test_{name}.py": place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(item.path.name, len(LONG)))
     if any(item.get_closest_marker("gpu") for item in items):
         import torch
 
