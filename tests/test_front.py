@@ -359,6 +359,7 @@ def test_json_is_the_promised_object() -> None:
         "energy_per_item_j",
         "latency_s",
         "size_bytes",
+        "communication",
         "tier",
         "boundary",
     }
