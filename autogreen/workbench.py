@@ -57,6 +57,13 @@ class Workbench:
         self._costs: floor.UnitCosts | None = None
         self._idle_w: dict[tuple[str, ...], float | None] = {}
 
+    def close(self) -> None:
+        """End the processes that it owns."""
+        if self._loaded is not None:
+            self._loaded[1].close()
+        self._loaded = None
+        self._crews.close()
+
     def _score(self, model: Callable[..., Any], split: Split) -> Scores:
         """Let the task judge, handing it the model's own output type."""
         kind = self._output_type()

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets background jobs ignore it, and children inherit
 
 
 LONG = ("search", "ranks_sweep", "ray", "ranks", "random_policies", "guided_sweep", "mlflow_server", "bundle", "apply")

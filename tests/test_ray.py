@@ -56,12 +56,16 @@ def on(cluster, **settings):
     return {"ray": {"address": cluster.address, **settings}}
 
 
+OURS = "AUTOGREEN_TESTS"  # in the environment of what these tests start: others may be running
+os.environ[OURS] = str(os.getpid())
+
+
 def workers():
     """Processes that evaluate."""
     found = []
     for process in psutil.process_iter():
         with suppress(psutil.Error):
-            if "autogreen.executors.worker" in process.cmdline():
+            if "autogreen.executors.worker" in process.cmdline() and process.environ().get(OURS) == str(os.getpid()):
                 found.append(process)
     return found
 

@@ -50,7 +50,15 @@ class Verification:
             return "kept"
         if self.ratio is None:
             return "unmeasured"
-        return "kept" if kept(self.ratio, self.promised) else "inconclusive" if self.busy else "broken"
+        if kept(self.ratio, self.promised):
+            return "kept"
+        return "inconclusive" if self.busy or self._reaches else "broken"
+
+    @property
+    def _reaches(self) -> bool:
+        """The interval of what was measured reaches into the promise, though its mean does not."""
+        assert self.ratio is not None and self.promised is not None
+        return self.ratio.low <= self.promised.high and self.promised.low <= self.ratio.high
 
     @property
     def told(self) -> str:
@@ -60,9 +68,14 @@ class Verification:
         found = f"{self.ratio.mean:.4g} of the reference's energy per item ({_ends(self.ratio)})"
         promised = f"promised were {self.promised.mean:.4g}, and in a fresh measurement {_ends(self.promised)}"
         if self.outcome == "inconclusive":
+            why = (
+                f"the machine was busy. {self.busy}"
+                if self.busy
+                else "what was measured here is not known well enough."
+            )
             return (
-                f"not conclusive: the machine was busy. {self.busy} Files and outputs are as recorded; it came out at "
-                f"{found}, {promised}. Stop the other programs and verify again."
+                f"not conclusive: {why} Files and outputs are as recorded; it came out at {found}, {promised}. Stop "
+                "the other programs and verify again."
             )
         if self.outcome == "broken":
             return (

@@ -33,3 +33,4 @@ class Inline:
 
     def close(self) -> None:
         self._waiting.clear()
+        self._evaluator.close()
