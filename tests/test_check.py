@@ -39,6 +39,31 @@ FOUND = Verification(
 )
 
 
+@pytest.mark.parametrize(
+    ("mean", "low", "high", "busy", "outcome"),
+    [
+        (0.40, 0.39, 0.41, None, "kept"),
+        (0.40, 0.39, 0.41, "Much else ran.", "kept"),
+        (0.60, 0.59, 0.61, None, "broken"),
+        (0.60, 0.59, 0.61, "Much else ran.", "inconclusive"),
+        (0.60, 0.44, 0.80, None, "inconclusive"),
+        (0.30, 0.29, 0.31, None, "broken"),  # too good: something is not as it was
+        (0.30, 0.20, 0.37, None, "inconclusive"),
+    ],
+)
+def test_what_is_not_known_well_enough_breaks_no_promise(
+    mean: float, low: float, high: float, busy: str | None, outcome: Outcome
+) -> None:
+    found = replace(FOUND, ratio=Interval(mean=mean, low=low, high=high), busy=busy)
+    assert found.outcome == outcome
+    told = {
+        "kept": "it takes",
+        "broken": "does not keep",
+        "inconclusive": "not conclusive: " + (busy or "what was")[:8],
+    }
+    assert told[outcome].replace("Much els", "the mach") in found.told
+
+
 @pytest.fixture(scope="module")
 def tested(study: Study, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle whose quality on test is known."""
