@@ -254,18 +254,17 @@ class Evaluator(Workbench):
 
         def weigh(model: nn.Module) -> Mapping[str, Any]:
             folder = self.setup.folder / "artifacts" / f".{request.key}.untrained.{os.getpid()}"
-            with torch.random.fork_rng(devices=[]):
-                try:
-                    with watch.phase("compiling"):
-                        torch.set_num_threads(recipe.threads)
-                        shaped = copy.deepcopy(model).to(self.setup.device)
-                        call_once(shaped, example)
-                        program = self._build(parts, shaped, example, recipe, folder, watch.check)
-                    with watch.measuring() as meter:
-                        return self._measure(program, request.reference, meter, self.setup.protocol)
-                finally:
-                    shutil.rmtree(folder, ignore_errors=True)
-                    self._all_cores()
+            with torch.random.fork_rng(devices=[]), ExitStack() as stack:
+                stack.callback(self._all_cores)
+                stack.callback(shutil.rmtree, folder, ignore_errors=True)
+                with watch.phase("compiling"):
+                    torch.set_num_threads(recipe.threads)
+                    shaped = copy.deepcopy(model).to(self.setup.device)
+                    call_once(shaped, example)
+                    program = self._build(parts, shaped, example, recipe, folder, watch.check)
+                    stack.callback(program.close)
+                with watch.measuring() as meter:
+                    return self._measure(program, request.reference, meter, self.setup.protocol)
 
         return Look(stakes=stakes, reference=quality.mean(theirs), epochs=epochs(parts), judge=judge, weigh=weigh)
 

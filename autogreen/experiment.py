@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autogreen.carbon import Carbon
+from autogreen.engines import DEGREES
 from autogreen.errors import AutogreenError, ConfigError, RefusedError
 from autogreen.measurement import Protocol
 from autogreen.meters import Tier
@@ -134,6 +135,12 @@ class Experiment:
                 f"unknown strategy {self.strategy!r}.{nearest(self.strategy, STRATEGIES)} Known: {known}."
             )
         settings_of(self.executor, f"{self.name}.executor")
+        degrees = [name for name in DEGREES if set(self.space.options("parallelism", name)) - {1}]
+        if degrees and "ray" in self.executor:  # its name, or the key that holds its settings
+            raise ConfigError(
+                f"{self.name}.space.parallelism opens {', '.join(degrees)}, and on a Ray cluster a policy has one device. "
+                "Search degrees with executor: local, on a machine with several."
+            )
         if self.finalists < 0:
             raise ConfigError(f"finalists must be 0 or more, not {self.finalists!r}.")
         if not 1 <= self.seeds <= 100:
