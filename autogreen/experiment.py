@@ -138,8 +138,8 @@ class Experiment:
         degrees = [name for name in DEGREES if set(self.space.options("parallelism", name)) - {1}]
         if degrees and "ray" in self.executor:  # its name, or the key that holds its settings
             raise ConfigError(
-                f"{self.name}.space.parallelism opens {', '.join(degrees)}, and on a Ray cluster a policy has one device. "
-                "Search degrees with executor: local, on a machine with several."
+                f"{self.name}.space.parallelism opens {', '.join(degrees)}, and on a Ray cluster a policy has one "
+                "device. Search degrees with executor: local, on a machine with several."
             )
         if self.finalists < 0:
             raise ConfigError(f"finalists must be 0 or more, not {self.finalists!r}.")
