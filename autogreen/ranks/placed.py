@@ -59,7 +59,7 @@ class Placed(Program):
 
     def launch(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """One batch, on the first replica; outputs come back to the CPU."""
-        return self._crews[0].ask("call", inputs=(args, kwargs))[self._answering]
+        return self._crews[0].ask("call", inputs=to_device((args, kwargs), "cpu"))[self._answering]
 
     run = launch
 
@@ -90,7 +90,7 @@ class Placed(Program):
                 crew.close()
 
     def _told(self, inputs: "Inputs") -> list[Told]:
-        self._crews[0].ask("hold", inputs=inputs)
+        self._crews[0].ask("hold", inputs=to_device(inputs, "cpu"))
         return self._crews[0].ask("trace")
 
     def _all(self, command: str, **arguments: Any) -> None:
@@ -124,7 +124,8 @@ class Held:
     def __init__(self, crews: Sequence[Crew], inputs: "Inputs") -> None:
         self._crews = crews
         self.replicas = [Remote(crew) for crew in crews]
-        self._do("hold", inputs=inputs)
+        # a tensor of the first GPU would arrive there, in whatever process it arrives: a context and memory for nothing
+        self._do("hold", inputs=to_device(inputs, "cpu"))
 
     def __call__(self) -> None:
         self.repeat(1)
