@@ -173,7 +173,7 @@ class Evaluator(Workbench):
                     layers=kernels,
                     layer_work=by_layer(layers, kernels, ran.products, shares),
                     work=work,
-                    communication=program.communication(example),
+                    communication=ran.communication,
                     rungs=tuple(look.rungs) if look else (),
                 )
             if found.loss is None or request.max_loss is None or found.loss.low <= request.max_loss:

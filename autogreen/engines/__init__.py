@@ -287,10 +287,6 @@ class Program:
         found: Trace = ENGINES[self.recipe.engine].trace(self, inputs)
         return found
 
-    def communication(self, inputs: "Inputs") -> float | None:
-        """Share of the time of a call that goes to other ranks; None where there are none."""
-        return None
-
     def close(self) -> None:
         """Free what it holds outside of this process."""
 

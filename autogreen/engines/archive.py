@@ -11,6 +11,7 @@ An allowlist, since PyTorch's reader ignores case and knows old layouts: what is
 import json
 import re
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -76,16 +77,21 @@ def _refuse_pickles(path: Path, config: Any) -> None:
 def _refuse_foreign_operators(path: Path, program: Any) -> None:
     if program.get("guards_code"):
         raise BundleError(f"{path} holds guards, which are Python source that runs when loaded.")
-    waiting = [program]
-    while waiting:
-        part = waiting.pop()
-        if isinstance(part, list):
-            waiting += part
-        if not isinstance(part, dict):
-            continue
-        waiting += part.values()
+    for part in mappings(program):
         for key in ("target", "as_operator"):
             if isinstance(target := part.get(key), str) and not OPERATORS.fullmatch(target):
                 raise BundleError(f"{path} calls {target!r}, which is no registered operator.")
         if isinstance(text := part.get("expr_str"), str) and (not EXPRESSIONS.fullmatch(text) or CALLS.search(text)):
             raise BundleError(f"{path} holds the expression {text!r}, which is more than arithmetic on sizes.")
+
+
+def mappings(data: Any) -> Iterator[dict[str, Any]]:
+    """Every mapping in plain data, however deep it lies."""
+    waiting = [data]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, list):
+            waiting += part
+        if isinstance(part, dict):
+            waiting += part.values()
+            yield part

@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from autogreen.engines.archive import mappings
 from autogreen.errors import BundleError
 
 TOKENIZER = (
@@ -63,14 +64,7 @@ def _read(path: Path) -> Any:
 
 
 def _refuse_code(path: Path, config: Any) -> None:
-    waiting = [config]
-    while waiting:
-        part = waiting.pop()
-        if isinstance(part, list):
-            waiting += part
-        if not isinstance(part, dict):
-            continue
-        waiting += part.values()
+    for part in mappings(config):
         if named := [key for key in CODE if part.get(key)]:
             raise BundleError(f"{path} states {named[0]!r}, which runs code that is no part of transformers.")
         for key, value in part.items():

@@ -49,10 +49,12 @@ PRECISIONS: dict[str, Precision] = {"c10::BFloat16": "bfloat16", "c10::Half": "f
 @dataclass(frozen=True, kw_only=True)
 class Trace:
     """Of one call. products: its matrix products, in the order in which they ran. peak_bytes: of what it allocates;
-    None where the engine does not tell."""
+    None where the engine does not tell. communication: share of the call's time, from 0 to 1, in collectives and in
+    waiting for other ranks; None where there are none."""
 
     products: tuple[Product, ...]
     peak_bytes: int | None
+    communication: float | None = None
 
     @property
     def kernels(self) -> tuple[Kernel, ...]:

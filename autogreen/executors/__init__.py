@@ -131,6 +131,14 @@ def translated(error: Exception) -> AutogreenError:
     return EvaluationError(f"{type(error).__name__}: {error}")
 
 
+def ended_by(code: int | None) -> str:
+    """What an exit code says of how a process ended. None: nothing is known of it."""
+    if code is None or code >= 0:
+        return f"exit status {code}"
+    hint = ", as the system does when memory runs out" if code == -signal.SIGKILL else ""
+    return f"signal {signal.Signals(-code).name}{hint}"
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     import torch
 

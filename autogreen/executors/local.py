@@ -15,7 +15,7 @@ import cloudpickle
 
 from autogreen.engines import environment
 from autogreen.errors import AutogreenError, EvaluationError
-from autogreen.executors import Done, Job, NoSettings
+from autogreen.executors import Done, Job, NoSettings, ended_by
 
 if TYPE_CHECKING:  # who only relays jobs need not load what evaluates them
     from autogreen.workbench import Setup
@@ -86,12 +86,9 @@ class Worker:
         assert self._process is not None
         code = self._process.wait()
         self._kill()
-        how = f"exit status {code}"
-        if code < 0:
-            how = f"signal {signal.Signals(-code).name}"
-            if code == -signal.SIGKILL:
-                how += ", as the system does when memory runs out"
-        return EvaluationError(f"the worker died ({how}); {self._log.name} in the study's folder holds its last words.")
+        return EvaluationError(
+            f"the worker died ({ended_by(code)}); {self._log.name} in the study's folder holds its last words."
+        )
 
     def _kill(self) -> None:
         assert self._process is not None and self._connection is not None

@@ -1,9 +1,8 @@
 """The processes of one replica: started, asked together, watched, killed."""
 
-import signal
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
@@ -13,6 +12,7 @@ from typing import Any
 import cloudpickle
 
 from autogreen.errors import AutogreenError, EvaluationError
+from autogreen.executors import ended_by
 from autogreen.ranks.rank import main
 
 LIMIT_S = 600.0  # of one command: compiling a large model takes minutes
@@ -90,25 +90,25 @@ class Crew:
         """Whether a command has not been answered."""
         return bool(self._waiting)
 
-    def ask(self, command: str, each: Sequence[Mapping[str, Any]] | None = None, **same: Any) -> list[Any]:
-        """Give all ranks a command, with the same arguments and each its own, and wait for all answers, by rank.
+    def ask(self, command: str, **arguments: Any) -> list[Any]:
+        """Give all ranks a command and wait for all answers, by rank.
 
         Raises:
             AutogreenError: what a rank raised.
             EvaluationError: a rank died or did not answer in time; no process is left.
         """
-        self.begin(command, each, **same)
+        self.begin(command, **arguments)
         return self.finish()
 
-    def begin(self, command: str, each: Sequence[Mapping[str, Any]] | None = None, **same: Any) -> None:
+    def begin(self, command: str, **arguments: Any) -> None:
         """Give the command without waiting."""
         assert not self._waiting, "one command at a time"
         self._command, self._failed, self._answers = command, None, {}
         self._until = time.monotonic() + self.limit_s
+        told = cloudpickle.dumps((command, arguments))
         for rank, connection in enumerate(self._connections):
-            own = {} if each is None else each[rank]
             with suppress(OSError):  # a rank that died is noticed when its answer is read
-                connection.send_bytes(cloudpickle.dumps((command, {**same, **own})))
+                connection.send_bytes(told)
             self._waiting[rank] = connection
 
     def ready(self, within_s: float = 0.0) -> bool:
@@ -165,12 +165,21 @@ class Crew:
         self._processes[rank].join(1.0)
         code = self._processes[rank].exitcode
         self.close()
-        how = f"exit status {code}"
-        if code is not None and code < 0:
-            how = f"signal {signal.Signals(-code).name}"
-            if code == -signal.SIGKILL:
-                how += ", as the system does when memory runs out"
-        return EvaluationError(f"rank {rank} of {len(self._processes)} died ({how}); the others were stopped.")
+        return EvaluationError(
+            f"rank {rank} of {len(self._processes)} died ({ended_by(code)}); the others were stopped."
+        )
+
+
+def together(crews: Sequence[Crew], command: str, **arguments: Any) -> None:
+    """Give several crews a command at once; return when the slowest has done it.
+
+    Raises:
+        AutogreenError: as `Crew.ask`.
+    """
+    for crew in crews:
+        crew.begin(command, **arguments)
+    for crew in crews:
+        crew.finish()
 
 
 def wait_for_any(crews: Sequence[Crew], seconds: float) -> bool:

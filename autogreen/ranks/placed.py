@@ -16,9 +16,8 @@ from autogreen.compress import lower
 from autogreen.engines import ENGINES, Program, Recipe, exported
 from autogreen.engines.profile import Trace
 from autogreen.errors import RefusedError
-from autogreen.ranks.crew import Crew, Crews, wait_for_any
+from autogreen.ranks.crew import Crew, Crews, together, wait_for_any
 from autogreen.ranks.rank import TREES, Blueprint
-from autogreen.ranks.talk import Told
 from autogreen.tasks import cut, to_device
 from autogreen.techniques.parallelism import shards, stages
 
@@ -42,7 +41,7 @@ class Placed(Program):
             self._crews.append(self._pool.hire(seats(recipe)[first : first + size]))
         self._answering = size - 1 if recipe.pipeline > 1 else 0  # the rank that has the outputs
         try:
-            self._all("load", folder=folder, recipe=recipe)
+            together(self._crews, "load", folder=folder, recipe=recipe)
         except BaseException:
             self.close()
             raise
@@ -67,18 +66,15 @@ class Placed(Program):
         return Held(self._crews, inputs)
 
     def trace(self, inputs: "Inputs") -> Trace:
-        """Of one replica's ranks together."""
-        told = self._told(inputs)
-        peaks = [one.trace.peak_bytes for one in told]
+        """Of one replica's ranks together; the share between them is their mean."""
+        self._crews[0].ask("hold", inputs=to_device(inputs, "cpu"))
+        told: list[Trace] = self._crews[0].ask("trace")
+        peaks = [one.peak_bytes for one in told]
         return Trace(
-            products=tuple(product for one in told for product in one.trace.products),
+            products=tuple(product for one in told for product in one.products),
             peak_bytes=None if None in peaks else sum(peak or 0 for peak in peaks),
+            communication=sum(one.communication or 0.0 for one in told) / len(told),
         )
-
-    def communication(self, inputs: "Inputs") -> float:
-        """Share of the time of a call in collectives and in waiting for other ranks, mean over a replica's ranks."""
-        told = self._told(inputs)
-        return sum(one.communication for one in told) / len(told)
 
     def close(self) -> None:
         """Let the ranks go: devices are free then, or hold idle processes of the pool that they came from."""
@@ -88,16 +84,6 @@ class Placed(Program):
                 self._pool.rest(crew)
             else:
                 crew.close()
-
-    def _told(self, inputs: "Inputs") -> list[Told]:
-        self._crews[0].ask("hold", inputs=to_device(inputs, "cpu"))
-        return self._crews[0].ask("trace")
-
-    def _all(self, command: str, **arguments: Any) -> None:
-        for crew in self._crews:
-            crew.begin(command, **arguments)
-        for crew in self._crews:
-            crew.finish()
 
 
 class Remote:
@@ -125,25 +111,19 @@ class Held:
         self._crews = crews
         self.replicas = [Remote(crew) for crew in crews]
         # a tensor of the first GPU would arrive there, in whatever process it arrives: a context and memory for nothing
-        self._do("hold", inputs=to_device(inputs, "cpu"))
+        together(crews, "hold", inputs=to_device(inputs, "cpu"))
 
     def __call__(self) -> None:
         self.repeat(1)
 
     def repeat(self, calls: int) -> None:
         """Treat it so often on each replica; return when the slowest is done."""
-        self._do("run", calls=calls)
+        together(self._crews, "run", calls=calls)
 
     def wait(self, seconds: float) -> None:
         """Sleep for so long, or until a replica that is at work has answered."""
         if not wait_for_any([crew for crew in self._crews if crew.busy], seconds):
             time.sleep(seconds)
-
-    def _do(self, command: str, **arguments: Any) -> None:
-        for crew in self._crews:
-            crew.begin(command, **arguments)
-        for crew in self._crews:
-            crew.finish()
 
 
 def save(

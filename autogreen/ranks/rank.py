@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from autogreen.engines import Program, Recipe
+    from autogreen.engines.profile import Trace
     from autogreen.errors import AutogreenError
-    from autogreen.ranks.talk import Told
     from autogreen.tasks import Inputs, Task
 
 MEETING_S = 120.0  # to find each other; a command has a limit of its own
@@ -179,7 +179,7 @@ class Rank:
         if self.device.startswith("cuda"):
             torch.cuda.empty_cache()
 
-    def trace(self) -> "Told":
+    def trace(self) -> "Trace":
         """Which matrix kernels one call of the held batch runs here, and how long ranks speak with each other."""
         from autogreen.ranks.talk import traced
 

@@ -2,7 +2,7 @@
 
 import statistics
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,14 +21,6 @@ CALL = "autogreen::call"
 COLLECTIVES = "_c10d_functional::"  # both the sum and the wait for it
 
 
-@dataclass(frozen=True, kw_only=True)
-class Told:
-    """communication: share of the time of a call, from 0 to 1, in collectives and in waiting for other ranks."""
-
-    trace: "Trace"
-    communication: float
-
-
 @dataclass(frozen=True)
 class _Launched:
     """What an engine's trace wants of a program."""
@@ -37,15 +29,15 @@ class _Launched:
     launch: Callable[..., Any]
 
 
-def traced(program: "Program", call: Callable[..., Any], inputs: "Inputs") -> Told:
+def traced(program: "Program", call: Callable[..., Any], inputs: "Inputs") -> "Trace":
     """Profile a warm call; all ranks do so at once.
 
     Raises:
         RefusedError: the engine cannot show which kernels ran.
     """
     launch = program.launch if program.recipe.cuda_graph else call
-    shown = ENGINES[program.recipe.engine].trace(_Launched(program.recipe, launch), inputs)
-    return Told(trace=shown, communication=_communication(program.recipe.device, launch, inputs))
+    shown: Trace = ENGINES[program.recipe.engine].trace(_Launched(program.recipe, launch), inputs)
+    return replace(shown, communication=_communication(program.recipe.device, launch, inputs))
 
 
 def _communication(device: str, call: Callable[..., Any], inputs: "Inputs") -> float:

@@ -231,3 +231,21 @@ def alone(study: str, server: Server, waiting: Callable[[str], object] | None = 
 def _lock_file(what: str) -> Path:
     digest = sha256(what.encode()).hexdigest()[:16]
     return Path(tempfile.gettempdir()) / f"autogreen-mirror-{os.getuid()}-{digest}.lock"
+
+
+def experiment_for(client: Any, name: str, artifacts: str | None) -> str:
+    """The id of an experiment, made or restored where needed. artifacts: where a new one keeps them; None: where the
+    server does."""
+    from mlflow.exceptions import MlflowException
+
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
+        try:
+            return str(client.create_experiment(name, artifact_location=artifacts))
+        except MlflowException:  # another process was faster
+            experiment = client.get_experiment_by_name(name)
+            if experiment is None:
+                raise
+    if experiment.lifecycle_stage == "deleted":
+        client.restore_experiment(experiment.experiment_id)
+    return str(experiment.experiment_id)

@@ -23,7 +23,7 @@ from autogreen import files
 from autogreen.errors import TrackingError
 from autogreen.front import Front
 from autogreen.tracking import view
-from autogreen.tracking.connection import Server, alone, failures, patience
+from autogreen.tracking.connection import Server, alone, experiment_for, failures, patience
 from autogreen.tracking.mirror import (
     KEY_CHARACTERS,
     Run,
@@ -146,7 +146,7 @@ class Mirror:
             self._client = self._client or self.server.client()
             if not self._experiment_id:
                 place = None if self.server.artifacts is None else "mlflow-artifacts:/"
-                self._experiment_id = _experiment(self._client, experiment_name(front), place)
+                self._experiment_id = experiment_for(self._client, experiment_name(front), place)
             self.reached = True
             wanted = list(children(front))
             with _frozen():
@@ -316,24 +316,6 @@ def _frozen() -> Iterator[None]:
         yield
     finally:
         gc.unfreeze()
-
-
-def _experiment(client: Any, name: str, artifacts: str | None) -> str:
-    """The id of an experiment, made or restored where needed. artifacts: where a new one keeps them; None: where the
-    server does."""
-    from mlflow.exceptions import MlflowException
-
-    experiment = client.get_experiment_by_name(name)
-    if experiment is None:
-        try:
-            return str(client.create_experiment(name, artifact_location=artifacts))
-        except MlflowException:  # another sync was faster
-            experiment = client.get_experiment_by_name(name)
-            if experiment is None:
-                raise
-    if experiment.lifecycle_stage == "deleted":
-        client.restore_experiment(experiment.experiment_id)
-    return str(experiment.experiment_id)
 
 
 def _held(run: Any) -> Held:

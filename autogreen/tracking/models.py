@@ -31,7 +31,7 @@ from autogreen.errors import BundleError, ConfigError, NotConclusiveError, Track
 from autogreen.measurement import Interval
 from autogreen.outcome import Outcome
 from autogreen.succession import Succession, Terms, succeed
-from autogreen.tracking.connection import patience
+from autogreen.tracking.connection import experiment_for, patience
 from autogreen.tracking.mirror import TAG_CHARACTERS, cut, experiment_title
 
 CHALLENGER, CHAMPION = "challenger", "champion"
@@ -200,7 +200,7 @@ def _create(client: Any, model: str, bundle: Path, manifest: Manifest, identity:
         artifacts = (Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts").as_uri()
     # beside the sweeps' own experiment: its runs are a mirror of studies, and their artifacts lie where it says
     title = f"{experiment_title(manifest.task, manifest.workload, manifest.hardware)} · models"
-    experiment_id = _experiment(client, title, artifacts)
+    experiment_id = experiment_for(client, title, artifacts)
     logged = client.create_logged_model(
         experiment_id,
         name=model.replace(".", "-"),  # MLflow takes no dots here
@@ -227,23 +227,6 @@ def _create(client: Any, model: str, bundle: Path, manifest: Manifest, identity:
             client.delete_logged_model(logged.model_id)
         raise
     return str(created.version)
-
-
-def _experiment(client: Any, name: str, artifacts: str | None) -> str:
-    """By its name, made where it is not there yet."""
-    from mlflow.exceptions import MlflowException
-
-    found = client.get_experiment_by_name(name)
-    if found is None:
-        try:
-            return str(client.create_experiment(name, artifact_location=artifacts))
-        except MlflowException:  # another one was faster
-            found = client.get_experiment_by_name(name)
-            if found is None:
-                raise
-    if found.lifecycle_stage == "deleted":
-        client.restore_experiment(found.experiment_id)
-    return str(found.experiment_id)
 
 
 def _packed(scratch: Path, bundle: Path, manifest: Manifest, logged: Any) -> Path:
