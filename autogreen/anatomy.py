@@ -15,11 +15,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Anatomy:
-    """units: by technique. parameters: number of scalars. model: class name."""
+    """units: by technique. parameters: number of scalars. model: class name. changing: names of the buffers that a call
+    changes: a decoder's cache, for one."""
 
     model: str
     parameters: int
     units: Mapping[str, tuple[Unit, ...]]
+    changing: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -30,7 +32,8 @@ class Anatomy:
             technique: tuple(Unit(**{**unit, "members": tuple(unit["members"])}) for unit in found)
             for technique, found in data["units"].items()
         }
-        return cls(model=data["model"], parameters=data["parameters"], units=units)
+        changing = tuple(data.get("changing", ()))
+        return cls(model=data["model"], parameters=data["parameters"], units=units, changing=changing)
 
 
 def survey(model: "nn.Module", example: "Inputs", techniques: tuple[str, ...]) -> Anatomy:
@@ -56,12 +59,16 @@ def survey(model: "nn.Module", example: "Inputs", techniques: tuple[str, ...]) -
             )
     model.eval()
     args, kwargs = example
+    versions = {name: buffer._version for name, buffer in model.named_buffers()}
     with torch.no_grad():
         for leaf in tensors(model(*args, **kwargs)):
             if leaf.is_floating_point() and not torch.isfinite(leaf).all():
                 raise RefusedError(f"{name} returns NaN or infinity on the first validation batch; mend it first.")
+    # PyTorch counts how often a tensor was written to; what a call has made anew and not written to is a constant
+    changing = tuple(name for name, buffer in model.named_buffers() if buffer._version > versions.get(name, 0))
     return Anatomy(
         model=name,
         parameters=sum(parameter.numel() for parameter in parameters.values()),
         units={technique: TECHNIQUES[technique].units(model, example) for technique in techniques},
+        changing=changing,
     )

@@ -78,6 +78,19 @@ def test_outputs_that_are_not_finite(value: float) -> None:
 # --- found ------------------------------------------------------------------------------------------------------------
 
 
+def test_what_a_call_changes_is_named() -> None:
+    from nets import Lm, tokens
+
+    from autogreen.tasks.decoding import Decoding
+
+    ids = tokens(2)
+    steps = Decoding(Lm(layers=2).lm, ids)
+    found = survey(steps, ((ids[:, -1:], torch.tensor(7)), {}), ())
+    assert set(found.changing) == {"keys_0", "keys_1", "values_0", "values_1"}
+    assert Anatomy.from_json(found.to_json()) == found
+    assert survey(Residual().train(), ((images(),), {}), ()).changing == (), "statistics stay in inference"
+
+
 def test_a_plain_network() -> None:
     anatomy = found(Plain(), images())
     assert layers(anatomy) == ["features.0", "features.3", "head"]

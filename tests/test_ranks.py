@@ -68,6 +68,8 @@ def texts(rows: int, seed: int = 0) -> torch.Tensor:
 
 
 def cases() -> dict[str, tuple[nn.Module, Inputs]]:
+    from autogreen.tasks.decoding import Scoring
+
     torch.manual_seed(0)
     mask = torch.ones(BATCH, 8, dtype=torch.long)
     mask[0, 5:] = 0
@@ -75,6 +77,7 @@ def cases() -> dict[str, tuple[nn.Module, Inputs]]:
         "network": (Residual().eval(), ((images(BATCH),), {})),
         "encoder": (Bert().eval(), ((texts(BATCH),), {"attention_mask": mask})),
         "decoder": (Lm().eval(), ((texts(BATCH),), {})),
+        "scoring": (Scoring(Lm().lm).eval(), ((texts(BATCH),), {})),
     }
 
 
@@ -109,16 +112,23 @@ def apart(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     return float((ours - theirs).abs().max() / theirs.abs().max())
 
 
-@pytest.mark.parametrize("kind", ["network", "encoder", "decoder"])
-@pytest.mark.parametrize("degrees", [DATA, PIPELINE, TENSOR], ids=["data", "pipeline", "tensor"])
+@pytest.mark.parametrize(
+    ("kind", "degrees"),
+    [
+        *itertools.product(["encoder", "decoder", "scoring"], [DATA, PIPELINE, TENSOR]),
+        ("network", DATA),
+        ("network", PIPELINE),
+        ("network", {"pipeline": 4, "micro_batch": 1}),
+        ("encoder", {"tensor": 4}),
+        ("decoder", {"data": 2, "tensor": 2}),
+        ("scoring", {"pipeline": 3, "micro_batch": 2}),
+    ],
+    ids=str,
+)
 def test_ranks_compute_what_one_process_computes(
     kind: str, degrees: dict[str, int], tmp_path: Path, crews: Crews
 ) -> None:
     model, example = cases()[kind]
-    if kind == "network" and degrees is TENSOR:
-        with pytest.raises(RefusedError, match="nothing of this model can be split"):
-            made(model, example, tmp_path, crews, **degrees)
-        return
     program = made(model, example, tmp_path, crews, **degrees)
     args, kwargs = example
     twice = tuple(torch.cat([one, one.flip(0)])[:7] for one in args)  # more than a batch, and no multiple of it
@@ -126,6 +136,28 @@ def test_ranks_compute_what_one_process_computes(
     with torch.no_grad():
         wanted = model(*twice, **named)
     assert apart(program(*twice, **named), wanted) < 1e-4
+    program.close()
+
+
+def test_convolutions_are_not_split(tmp_path: Path, crews: Crews) -> None:
+    with pytest.raises(RefusedError, match="nothing of this model can be split"):
+        made(*cases()["network"], tmp_path, crews, **TENSOR)
+
+
+@pytest.mark.parametrize("degrees", [DATA, TENSOR], ids=str)
+def test_a_decoder_goes_on_where_its_ranks_were(degrees: dict[str, int], tmp_path: Path, crews: Crews) -> None:
+    """Token by token, each rank with the keys and values of its own heads."""
+    from autogreen.tasks.decoding import Decoding
+
+    torch.manual_seed(0)
+    model = Decoding(Lm().lm, texts(2)).eval()
+    ids = texts(BATCH, seed=3)
+    steps = [(ids[:, place : place + 1], torch.tensor(place)) for place in range(ids.shape[1])]
+    with torch.no_grad():
+        model(*steps[-1])
+        program = made(model, (steps[-1], {}), tmp_path, crews, **degrees)
+        for step in steps:
+            assert apart(program(*step), model(*step)) < 1e-4
     program.close()
 
 
@@ -169,6 +201,36 @@ def test_shards_and_stages_are_quantized_where_they_are(degrees: dict[str, int],
     assert ran.macs["int8"] == BATCH * sum(layer.weight.numel() for layer in model.layers)  # type: ignore[union-attr]
     assert 0 < (ran.communication or 0) < 1
     program.close()
+
+
+def test_stages_hand_on_what_lies_in_another_order(tmp_path: Path, crews: Crews) -> None:
+    """A value that a stage has transposed is sent as it reads, not as it lies."""
+
+    class Turned(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(6, 8), nn.Linear(5, 7)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.second(self.first(x).transpose(1, 2)).transpose(1, 2)
+
+    torch.manual_seed(0)
+    model, x = Turned().eval(), torch.randn(2, 5, 6)
+    graph = torch.export.export(model, (x,)).module()
+    values, _ = stages._timed(graph, ((x,), {}))  # type: ignore[arg-type]
+    turned = next(node for node in values if "transpose" in str(node.target))
+    nodes = [node for node in graph.graph.nodes if node.op == "call_function"]  # type: ignore[union-attr]
+    place = nodes.index(turned) + 1
+    stage = stages._stage(
+        graph,  # type: ignore[arg-type]
+        stages._fixed(graph),  # type: ignore[arg-type]
+        nodes[:place],
+        [node for node in values if node.op == "placeholder"],
+        [turned],
+        values,
+    )
+    (found,) = stage.module(x)
+    assert not values[turned].is_contiguous() and found.is_contiguous() and torch.equal(found, values[turned])
 
 
 def test_a_rank_that_dies_takes_the_others_along_at_once(tmp_path: Path) -> None:

@@ -104,6 +104,7 @@ HEADS = Unit(name="attention", members=("attention",), kind="attention", width=6
         ({"tensor": 4}, (HEADS,), {}, "tensor: 4 does not divide the 6 heads of attention"),
         ({"pipeline": 2, "micro_batch": 3}, (), {}, "micro_batch: 3 does not divide the batch of 64"),
         ({"pipeline": 3}, (), {}, "micro_batch: a batch of 64 over 3 stages leaves a rest"),
+        ({"pipeline": 2}, (), {"changing": ("keys_0",)}, r"a call changes what the model keeps \(keys_0\)"),
         ({"tensor": 2}, (HEADS,), {}, None),
         ({"pipeline": 2}, (), {}, None),
     ],
@@ -172,7 +173,7 @@ def test_a_policy_on_two_ranks_ships_and_is_verified(tmp_path: Path, monkeypatch
         to=tmp_path / "shipped",
     )
     held = {path.relative_to(shipped).as_posix() for path in shipped.rglob("*") if path.is_file()}
-    assert {"stage-0/model.pt2", "stage-1/model.pt2", "trees.json"} <= held
+    assert {"stage-0/model.pt2", "stage-1/model.pt2", "seams.json"} <= held
     found = examine(shipped, protocol=Protocol(**{**toys.QUICK, "min_windows": 4, "max_windows": 4}))
     assert found.difference <= found.tolerance and found.ratio is not None
     with pytest.raises(RefusedError, match=r"a model in parts \(stage-0, stage-1\)"):

@@ -24,19 +24,25 @@ STAGE = "autogreen::stage"  # what a profile calls the stage's own work
 class Pipe:
     """Treats a batch together with the other stages.
 
-    trees: file with the trees of the model's inputs and outputs, as JSON. micro_batches: in a batch.
+    seams: JSON file with the trees of the model's inputs and outputs, and what crosses each boundary of a stage: else
+    the schedule would find that out by running stages on tensors of any content, and indices would point anywhere.
+    micro_batches: in a batch.
+
+    Raises:
+        BundleError: the file is missing or damaged.
     """
 
-    def __init__(self, program: "Program", trees: Path, rank: int, count: int, micro_batches: int) -> None:
-        stage = PipelineStage(_Stage(program), rank, count, torch.device(program.recipe.device))
+    def __init__(self, program: "Program", seams: Path, rank: int, count: int, micro_batches: int) -> None:
+        try:
+            with seams.open("rb") as file:
+                told = parse_json(file.read(MAX_BYTES + 1), str(seams))
+            self._inputs, self._outputs = (pytree.treespec_loads(told[key]) for key in ("inputs", "outputs"))
+            given, returned = (_tensors(told["boundaries"][place]) for place in (rank, rank + 1))
+        except (OSError, LookupError, TypeError, AttributeError, NotImplementedError, ValueError) as error:
+            raise BundleError(f"{seams} is missing or damaged: {error}.") from error
+        stage = PipelineStage(_Stage(program), rank, count, torch.device(program.recipe.device), given, returned)
         self._schedule = ScheduleGPipe(stage, micro_batches)
         self._first, self._last = rank == 0, rank == count - 1
-        try:
-            with trees.open("rb") as file:
-                told = parse_json(file.read(MAX_BYTES + 1), str(trees))
-            self._inputs, self._outputs = (pytree.treespec_loads(told[key]) for key in ("inputs", "outputs"))
-        except (OSError, KeyError, TypeError, NotImplementedError, ValueError) as error:
-            raise BundleError(f"{trees} is missing or damaged: {error}.") from error
 
     def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Every stage is given the batch; the first uses it. The last returns the model's outputs, the others None."""
@@ -47,6 +53,11 @@ class Pipe:
                 return None
             leaves = self._schedule.step()
         return pytree.tree_unflatten(list(leaves), self._outputs) if self._last else None
+
+
+def _tensors(described: list[dict[str, Any]]) -> tuple[torch.Tensor, ...]:
+    """Without values."""
+    return tuple(torch.empty(one["shape"], dtype=getattr(torch, one["dtype"]), device="meta") for one in described)
 
 
 class _Stage(nn.Module):

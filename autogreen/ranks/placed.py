@@ -17,7 +17,7 @@ from autogreen.engines import ENGINES, Program, Recipe, exported
 from autogreen.engines.profile import Trace
 from autogreen.errors import RefusedError
 from autogreen.ranks.crew import Crew, Crews, together, wait_for_any
-from autogreen.ranks.rank import TREES, Blueprint
+from autogreen.ranks.rank import SEAMS, Blueprint
 from autogreen.tasks import cut, to_device
 from autogreen.techniques.parallelism import shards, stages
 
@@ -164,8 +164,21 @@ def _staged(parts: Mapping[str, Any], trained: nn.Module, context: "Context", re
     graph = exported.export(lowered, example).module()
     pipeline = stages.cut(graph, example, recipe.pipeline)
     for number, stage in enumerate(pipeline.stages):
-        ENGINES[recipe.engine].save(stage.module, (stage.example, {}), folder / f"stage-{number}")
-    (folder / TREES).write_text(json.dumps({"inputs": pipeline.inputs, "outputs": pipeline.outputs}))
+        ENGINES[recipe.engine].save(stage.module, (stage.given, {}), folder / f"stage-{number}")
+    boundaries = [pipeline.stages[0].given, *(stage.returned for stage in pipeline.stages)]
+    (folder / SEAMS).write_text(
+        json.dumps(
+            {
+                "inputs": pipeline.inputs,
+                "outputs": pipeline.outputs,
+                "boundaries": [[_described(value) for value in values] for values in boundaries],
+            }
+        )
+    )
+
+
+def _described(value: torch.Tensor) -> dict[str, Any]:
+    return {"shape": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
 
 
 def seats(recipe: Recipe) -> list[str]:

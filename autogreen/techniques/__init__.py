@@ -87,11 +87,13 @@ class Context:
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """Where an effect shall run. batch: examples a call, None where policies still choose."""
+    """Where an effect shall run, and on what. batch: examples a call, None where policies still choose. changing: the
+    model's buffers that a call changes (see `Anatomy`)."""
 
     device: str
     engine: str
     batch: int | None = None
+    changing: tuple[str, ...] = ()
 
 
 class Technique(ABC):

@@ -86,7 +86,7 @@ class Parallelism(Technique):
         return (
             _too_many(effect["threads"], degrees, target.device)
             or (_not_carried(degrees, target.engine) if degrees.keys() - {"data"} else None)
-            or (_uneven(effect, target.batch) if "pipeline" in degrees else None)
+            or (_remembering(target.changing) or _uneven(effect, target.batch) if "pipeline" in degrees else None)
             or (_unsplit(degrees["tensor"], units) if "tensor" in degrees else None)
         )
 
@@ -119,6 +119,15 @@ def _not_carried(degrees: dict[str, int], engine: str) -> str | None:
     if engine not in ENGINES:
         return f"{split}: artifacts of the engine {engine!r} are whole models; {' and '.join(ENGINES)} carry parts"
     return None
+
+
+def _remembering(changing: tuple[str, ...]) -> str | None:
+    if not changing:
+        return None
+    return (
+        f"pipeline: a call changes what the model keeps ({', '.join(changing[:3])}), as a decoder does that generates "
+        "token by token, and the next call waits for that: no stage would ever work beside another. Take tensor or data"
+    )
 
 
 def _uneven(effect: dict[str, Any], batch: int | None) -> str | None:

@@ -33,10 +33,11 @@ RUNS = 5  # of each operation, the fastest of which counts
 @dataclass(frozen=True, kw_only=True)
 class Stage:
     """module: takes tensors and returns a tuple of them; the first takes the leaves of the model's inputs, the last
-    returns those of its outputs. example: its inputs at the size of a micro-batch."""
+    returns those of its outputs. given, returned: such tensors, at the size of a micro-batch."""
 
     module: nn.Module
-    example: tuple[Any, ...]
+    given: tuple[Any, ...]
+    returned: tuple[Any, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,5 +193,16 @@ def _stage(
         known[node] = part.node_copy(node, known.__getitem__)
     for node in nodes:
         known[node] = part.node_copy(node, known.__getitem__)
-    part.output(tuple(known[node] for node in wanted))
-    return Stage(module=copy.deepcopy(fx.GraphModule(graph, part)), example=tuple(values[node] for node in given))
+    part.output(tuple(_packed(part, known[node], values[node]) for node in wanted))
+    return Stage(
+        module=copy.deepcopy(fx.GraphModule(graph, part)),
+        given=tuple(values[node].contiguous() for node in given),
+        returned=tuple(values[node].contiguous() for node in wanted),
+    )
+
+
+def _packed(part: fx.Graph, node: fx.Node, value: Tensor) -> fx.Node:
+    """A value as it can be sent: its elements one after the other."""
+    if value.is_contiguous():
+        return node
+    return part.call_function(torch.ops.aten.clone.default, (node,), {"memory_format": torch.contiguous_format})
