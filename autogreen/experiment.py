@@ -3,6 +3,7 @@
 task: digits                                 # or {digits: {width: 32}}, or a class of yours: {"module:Class": {}}
 workload: {kind: offline, batch: 64}         # or {kind: single}, {kind: server, rate_per_s: 40, p95_s: 0.1}
 space: ../search_spaces/cnn.yaml             # or the sections themselves
+objectives: [quality, energy]                # also latency: of a call, a server's at the 95th percentile
 constraints: {max_loss: 0.05}                # also max_latency_s (no server's), max_size_bytes, max_memory_bytes
 protocol: {window_s: 0.5}
 meter: {name: auto}
@@ -105,6 +106,7 @@ class Experiment:
     own_model: str | None = None
     space: SearchSpace
     workload: Workload = field(default_factory=Workload)
+    objectives: tuple[str, ...] = ("quality", "energy")
     constraints: Constraints = field(default_factory=Constraints)
     protocol: Protocol = field(default_factory=Protocol)
     budget: Budget = field(default_factory=Budget)
@@ -133,6 +135,11 @@ class Experiment:
             known = ", ".join(STRATEGIES)
             raise ConfigError(
                 f"unknown strategy {self.strategy!r}.{nearest(self.strategy, STRATEGIES)} Known: {known}."
+            )
+        if self.objectives not in (("quality", "energy"), ("quality", "energy", "latency")):
+            raise ConfigError(
+                f"{self.name}.objectives must be [quality, energy], or [quality, energy, latency], not "
+                f"{list(self.objectives)!r}. What else a policy must keep to is said by constraints."
             )
         settings_of(self.executor, f"{self.name}.executor")
         degrees = [name for name in DEGREES if set(self.space.options("parallelism", name)) - {1}]
@@ -216,6 +223,7 @@ class Experiment:
         held = {name: getattr(self, name) for name in _PARTS}
         parts = {name: None if part is None else asdict(part) for name, part in held.items()}
         parts["workload"] = self.workload.to_json()
+        values["objectives"] = list(self.objectives)
         return {"task": self.task_data, "space": self.space.to_json(), **parts, **values}
 
 
@@ -227,6 +235,7 @@ _PARTS = {
     "carbon": Carbon,
 }
 _SCALARS: dict[str, Any] = {
+    "objectives": list,
     "strategy": str,
     "sampler": str,
     "seed": int,
@@ -265,6 +274,9 @@ def from_json(data: Mapping[str, Any], *, name: str, folder: Path, task: Any = N
     for key, kind in _SCALARS.items():
         if key in data and not _is(data[key], kind) and not (key in _OPTIONAL and data[key] is None):
             raise ConfigError(f"{name}.{key} must be {_WORDS[kind]}, not {data[key]!r}.")
+    scalars = {key: data[key] for key in _SCALARS if key in data}
+    if "objectives" in scalars:
+        scalars["objectives"] = tuple(scalars["objectives"])
     space = data["space"]
     if isinstance(space, str):
         space = read_yaml(folder / space)
@@ -279,7 +291,7 @@ def from_json(data: Mapping[str, Any], *, name: str, folder: Path, task: Any = N
             for key, cls in _PARTS.items()
             if key in data and not (key in _OPTIONAL and data[key] is None)
         },
-        **{key: data[key] for key in _SCALARS if key in data},
+        **scalars,
     )
 
 
@@ -291,6 +303,7 @@ _WORDS: dict[Any, str] = {
     str: "text",
     int: "a whole number",
     dict: "a mapping",
+    list: "a list",
     str | dict: "a name or one {name: settings}",
 }
 

@@ -47,10 +47,11 @@ class Rung:
 
 @dataclass(frozen=True, kw_only=True)
 class Stakes:
-    """What a trial is up against. front: (loss, energy ratio) of feasible policies. gained: by rung, what each finished
+    """What a trial is up against. front: (loss, energy ratio) of feasible policies, and latency where that is an
+    objective. gained: by rung, what each finished
     trial lost less at its end than there. epoch_j: joules of an epoch."""
 
-    front: tuple[tuple[float, float], ...]
+    front: tuple[tuple[float, ...], ...]
     gained: Mapping[int, tuple[float, ...]]
     epoch_j: float
 
@@ -70,20 +71,20 @@ class Stakes:
                     gained.setdefault(rung.place, []).append(rung.loss.mean - evaluation.loss.mean)
         return cls(
             front=tuple(
-                (trial.evaluation.loss.mean, trial.evaluation.ratio.mean)
+                (found.loss.mean, found.ratio.mean, found.measurement.judged_latency_s.mean)[: 2 + results.by_latency]
                 for trial in results.trials
-                if trial.feasible and trial.evaluation and trial.evaluation.loss and trial.evaluation.ratio
+                if trial.feasible and (found := trial.evaluation) and found.loss and found.ratio and found.measurement
             ),
             gained={place: tuple(values) for place, values in gained.items() if len(values) >= FEWEST},
             epoch_j=training / sum(epochs(evaluation.effect.parts) for evaluation in trained),
         )
 
-    def hopeless(self, rung: Rung, ratio: Interval) -> bool:
-        """Whether a policy of the front beats the lucky end from this rung at this energy."""
+    def hopeless(self, rung: Rung, ratio: Interval, latency_s: Interval) -> bool:
+        """Whether a policy of the front beats the lucky end from this rung at this energy and latency."""
         if rung.place not in self.gained:
             return False
-        lucky = rung.loss.mean - max(self.gained[rung.place])
-        return any(loss <= lucky and energy <= ratio.low for loss, energy in self.front)
+        lucky = (rung.loss.mean - max(self.gained[rung.place]), ratio.low, latency_s.low)
+        return any(all(ours <= best for ours, best in zip(place, lucky, strict=False)) for place in self.front)
 
     def expected(self, rung: Rung) -> Interval:
         """The loss at the end, as the others fared from this rung."""
@@ -144,7 +145,7 @@ class Look:
             return
         if not self.measured:
             self.measured = self.weigh(model)
-        if self.stakes.hopeless(rung, self.measured["ratio"]):
+        if self.stakes.hopeless(rung, self.measured["ratio"], self.measured["measurement"].judged_latency_s):
             raise StopTraining(self)
 
 

@@ -6,6 +6,9 @@
           |    x      o             x       dominated
           +------------------> ratio
 
+Where latency is an objective it is the third axis of all this: of two GPUs that answer sooner and cost twice the joules
+neither dominates the other.
+
 By means alone noise would decide: a lucky window throws a better policy out. So each policy has a probability of being
 on the true front, as far as the intervals of all tell (see `membership`), and a member is what is measured, feasible
 and on it with a probability of at least 0.1. Where policies lie close together all of them are likely enough and none
@@ -40,25 +43,42 @@ __all__ = ["Front", "Point", "dominates", "hypervolume", "progress"]
 
 STANDING = 0.02  # a probability below which a policy is beaten for sure
 MEMBER = 0.1  # from here on it belongs to the front
-RULES = ("knee", "cheapest", "cheapest:loss<=0.01", "best", "best:energy<=0.002", "a member's id")
+RULES = (
+    "knee",
+    "cheapest",
+    "cheapest:loss<=0.01",
+    "cheapest:latency<=0.02",
+    "best",
+    "best:energy<=0.002",
+    "fastest",
+    "a member's id",
+)
 
 
 def progress(results: Results) -> list[tuple[int, float]]:
     """(trial number, hypervolume of all feasible trials up to it), for every finished trial, as the search saw them."""
-    best: list[tuple[float, float]] = []
+    best: list[tuple[float, ...]] = []
     found: list[tuple[int, float]] = []
-    reference, area = logarithmic(results.reference_point), 0.0
+    reference, volume = logarithmic(results.reference_point), 0.0
     for trial in sorted(results.trials, key=lambda trial: trial.number):
         if trial.state == "waiting":
             continue
         point = place_trial(results, trial, fresh=False) if trial.feasible else None
         if point is not None:
-            x, y = logarithmic((point.loss.mean, point.ratio.mean))
-            if not any(a <= x and b <= y for a, b in best):
-                best = [(a, b) for a, b in best if not (x <= a and y <= b)] + [(x, y)]
-                area = hypervolume(best, reference)
-        found.append((trial.number, area))
+            here = _place(point)
+            if not any(_no_worse(other, here) for other in best):
+                best = [*(other for other in best if not _no_worse(here, other)), here]
+                volume = hypervolume(best, reference)
+        found.append((trial.number, volume))
     return found
+
+
+def _place(point: Point) -> tuple[float, ...]:
+    return logarithmic([axis.mean for axis in point.axes])
+
+
+def _no_worse(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
+    return all(a <= b for a, b in zip(one, other, strict=True))
 
 
 def _probabilities(points: list[Point]) -> list[float]:
@@ -85,7 +105,8 @@ def standing(results: Results) -> dict[str, Point]:
 class Front:
     """members: cheapest first. others: measured, but dominated or infeasible.
 
-    hypervolume: of the members' means in (loss, ln ratio), to the study's reference point.
+    hypervolume: of the members' means in (loss, ln ratio), and ln latency where that is an objective, to the study's
+    reference point.
     """
 
     results: Results
@@ -123,10 +144,7 @@ class Front:
             controls=tuple(point for point in controls if point is not None),
             members=members,
             others=tuple(point for name, point in points.items() if name not in held),
-            hypervolume=hypervolume(
-                (logarithmic((point.loss.mean, point.ratio.mean)) for point in members),
-                logarithmic(results.reference_point),
-            ),
+            hypervolume=hypervolume(map(_place, members), logarithmic(results.reference_point)),
         )
 
     @cached_property
@@ -174,8 +192,10 @@ class Front:
             knee                 furthest below the chord from the cheapest to the best, both axes normalised by it
             cheapest             least energy
             cheapest:loss<=X     least energy among those whose loss is proven to be at most X (test once published)
+            cheapest:latency<=X  least energy among those whose latency is proven to be at most X seconds
             best                 least loss
             best:energy<=X       least loss among those whose energy is proven to be at most X joules per item
+            fastest              least latency: of a call, or of a server's requests the 95th percentile
             ID                   that member; the beginning is enough where it is unique
 
         Source: Das, On characterizing the "knee" of the Pareto curve based on normal-boundary intersection,
@@ -192,10 +212,15 @@ class Front:
             )
         best = min(self.members, key=lambda point: (point.loss.mean, point.ratio.mean))
         text = "".join(rule.split())
-        simple = {"knee": lambda: _knee(self.members, best), "cheapest": lambda: self.members[0], "best": lambda: best}
+        simple = {
+            "knee": lambda: _knee(self.members, best),
+            "cheapest": lambda: self.members[0],
+            "best": lambda: best,
+            "fastest": lambda: min(self.members, key=lambda point: point.measurement.judged_latency_s.mean),
+        }
         if text in simple:
             return simple[text]()
-        if bound := re.fullmatch(r"(cheapest:loss|best:energy)<=(.+)", text):
+        if bound := re.fullmatch(r"(cheapest:loss|cheapest:latency|best:energy)<=(.+)", text):
             return self._bounded(rule, bound[1], bound[2])
         found = [point for point in self.members if text and point.id.startswith(text)]
         if len(found) == 1:
@@ -207,12 +232,12 @@ class Front:
         raise ConfigError(f"no rule or member {rule!r}.{hint} Rules: {', '.join(RULES)}. Members: {ids}.")
 
     def finalists(self, count: int) -> list[Point]:
-        """Members to look at more closely: the knee, which is exported unless something else is asked for; those proven
-        distinct; then those whose place is least certain."""
+        """Members to look at more closely: the knee, which is exported unless something else is asked for; the fastest
+        where latency is an objective; those proven distinct; then those whose place is least certain."""
         if not self.members:
             return []
-        knee = self.pick("knee")
-        first = [knee, *(point for point in self.steps if point.id != knee.id)][:count]
+        asked = [self.pick(rule) for rule in ("knee", "fastest")[: 1 + self.results.by_latency]]
+        first = list({point.id: point for point in (*asked, *self.steps)}.values())[:count]
         others = sorted((point for point in self.members if point not in first), key=_certainty)
         return [*first, *others[: count - len(first)]]
 
@@ -222,21 +247,26 @@ class Front:
         except ValueError:
             limit = math.nan
         if not math.isfinite(limit):
-            raise ConfigError(f"{rule!r}: {number!r} is not a number. Write for example {RULES[2]!r} or {RULES[4]!r}.")
-        loss = kind == "cheapest:loss"
+            examples = " or ".join(repr(known) for known in RULES if "<=" in known)
+            raise ConfigError(f"{rule!r}: {number!r} is not a number. Write for example {examples}.")
+        aim, _, what = kind.partition(":")
 
         def bound(point: Point) -> float:
-            return point.proven_loss if loss else point.energy_per_item_j.high
+            proven = {"energy": point.energy_per_item_j.high, "latency": point.measurement.judged_latency_s.high}
+            return proven.get(what, point.proven_loss)
 
         fit = [point for point in self.members if bound(point) <= limit]
         if fit:
-            return fit[0] if loss else min(fit, key=lambda point: (point.loss.mean, point.ratio.mean))
+            return fit[0] if aim == "cheapest" else min(fit, key=lambda point: (point.loss.mean, point.ratio.mean))
         miss = min(self.members, key=bound)
-        what = "quality loss" if loss else f"energy per {self.results.item}"
+        told = {
+            "loss": f"quality loss is at most {bound(miss):.4f}",
+            "energy": f"energy per {self.results.item} is at most {bound(miss):.4g} J ({self.results.tier})",
+            "latency": f"latency is at most {bound(miss):.4g} s",
+        }
         raise ConfigError(
             f"{rule!r}: none of {len(self.members)} members is proven to keep to it (the upper end of the 95 % "
-            f"interval counts). The nearest is {miss.id}: its {what} is at most "
-            f"{f'{bound(miss):.4f}' if loss else f'{bound(miss):.4g} J ({self.results.tier})'}."
+            f"interval counts). The nearest is {miss.id}: its {told[what]}."
         )
 
     def verdicts(self) -> tuple[str, ...]:
@@ -280,6 +310,7 @@ class Front:
             "workload": results.workload,
             "hardware": results.hardware,
             "unit": f"J per {results.item}",
+            "objectives": ["quality", "energy", *(["latency"] if results.by_latency else [])],
             "baseline": _told(self.baseline, carbon),
             "plain": _told(self.plain, carbon) if self.plain else None,
             "controls": {
@@ -351,11 +382,7 @@ def _overlap(a: Interval, b: Interval) -> bool:
 
 
 def _ties(point: Point, others: Iterable[Point]) -> tuple[str, ...]:
-    return tuple(
-        other.id
-        for other in others
-        if other.id != point.id and _overlap(point.loss, other.loss) and _overlap(point.ratio, other.ratio)
-    )
+    return tuple(other.id for other in others if other.id != point.id and all(map(_overlap, point.axes, other.axes)))
 
 
 def _knee(members: tuple[Point, ...], best: Point) -> Point:

@@ -175,6 +175,11 @@ class Measurement:
     served: Served | None = None
 
     @property
+    def judged_latency_s(self) -> Interval:
+        """By which latency policies are compared: seconds per call; of a server the 95th percentile of its requests."""
+        return self.latency_s if self.served is None else self.served.p95_s
+
+    @property
     def call_s(self) -> float:
         """Seconds of the device's time for a call: of a server also those in which nothing was to be done."""
         if self.served is None:

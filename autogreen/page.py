@@ -9,7 +9,7 @@ from typing import Any
 from autogreen import files
 from autogreen.carbon import J_PER_WH
 from autogreen.front import Front
-from autogreen.picture import CROWD, Series, series, shown, title, window
+from autogreen.picture import CROWD, Height, Series, heights, series, shown, title, window
 from autogreen.point import Point
 from autogreen.wording import latency, plain_spread, quantity, spread, times
 
@@ -19,30 +19,36 @@ def html(front: Front) -> str:
     import plotly.graph_objects as go
 
     heading, under = title(front)
-    figure = go.Figure(layout=_layout(front))
-    for kind in series(front):
-        figure.add_trace(go.Scatter(_marks(front, kind)))
-    drawing = figure.to_html(
-        full_html=False,
-        include_plotlyjs=True,
-        include_mathjax=False,
-        div_id="front",
-        config={"responsive": True, "displaylogo": False},
-    )
+    drawings: list[str] = []
+    for number, height in enumerate(heights(front)):
+        figure = go.Figure(layout=_layout(front, height))
+        for kind in series(front):
+            figure.add_trace(go.Scatter(_marks(front, kind, height)))
+        drawings.append(
+            figure.to_html(
+                full_html=False,
+                include_plotlyjs=not drawings,
+                include_mathjax=False,
+                div_id=f"front{number or ''}",
+                config={"responsive": True, "displaylogo": False},
+            )
+        )
     verdicts = "".join(f"<p><strong>{escape(said)}</strong></p>" for said in front.verdicts())
-    return PAGE.format(heading=escape(heading), under=escape(under), drawing=drawing, note=_note(front) + verdicts)
+    return PAGE.format(
+        heading=escape(heading), under=escape(under), drawing="\n".join(drawings), note=_note(front) + verdicts
+    )
 
 
-def _marks(front: Front, kind: Series) -> dict[str, Any]:
+def _marks(front: Front, kind: Series, height: Height) -> dict[str, Any]:
     """A trace; where the marks are many, numbers go as they lie in memory, and each says no more than what it is."""
-    energies, losses = [p.energy_per_item_j for p in kind.points], [p.loss for p in kind.points]
+    energies, up = [p.energy_per_item_j for p in kind.points], [height.of(p) for p in kind.points]
     marks: dict[str, Any] = {
         "name": kind.label,
         "mode": "markers",
         "x": [energy.mean for energy in energies],
-        "y": [loss.mean for loss in losses],
+        "y": [value.mean for value in up],
         "error_x": _bars(energies),
-        "error_y": _bars(losses),
+        "error_y": _bars(up),
         "marker": {"symbol": kind.symbol, "color": kind.colour, "size": 11, "line": {"width": 2}},
     }
     if len(kind.points) <= CROWD:
@@ -52,7 +58,7 @@ def _marks(front: Front, kind: Series) -> dict[str, Any]:
 
     for held, key in ((marks, "x"), (marks, "y"), *((marks[bars], end) for bars in _BARS for end in _ENDS)):
         held[key] = np.array(held[key], dtype=np.float32)
-    told = f"%{{text}}<br>%{{x:.4g}} J per {escape(front.results.item)}, loss %{{y:.4f}}<extra></extra>"
+    told = f"%{{text}}<br>%{{x:.4g}} J per {escape(front.results.item)}, {height.label} %{{y:.4g}}<extra></extra>"
     return {**marks, "text": [escape(point.name, quote=False) for point in kind.points], "hovertemplate": told}
 
 
@@ -123,7 +129,7 @@ PAGE = """<!DOCTYPE html>
 body {{ margin: 0; padding: 0.6em; font: 16px/1.4 system-ui, sans-serif; color: #222; background: #fff }}
 h1 {{ font-size: 1.25em; margin: 0 }}
 p {{ margin: 0.4em 0; max-width: 60em; overflow-wrap: anywhere }}
-#front {{ width: 100%; height: 70vh; min-height: 380px }}
+#front, #front1 {{ width: 100%; height: 70vh; min-height: 380px }}
 </style>
 </head>
 <body>
@@ -158,8 +164,8 @@ def _note(front: Front) -> str:
     return f"<p>{said}. {front.stopped_words}{short}</p>"
 
 
-def _layout(front: Front) -> dict[str, Any]:
-    (left, right), (bottom, top) = window(shown(front))
+def _layout(front: Front, height: Height) -> dict[str, Any]:
+    (left, right), (bottom, top) = window(shown(front), height)
     energy = f"energy per {escape(front.results.item, quote=False)}, {front.results.tier} (J)"
     return {
         "template": "plotly_white",
@@ -168,7 +174,7 @@ def _layout(front: Front) -> dict[str, Any]:
         "legend": {"orientation": "h", "y": -0.18, "yanchor": "top"},
         "hoverlabel": {"align": "left"},
         "xaxis": {"title": {"text": energy}, "type": "log", "range": [math.log10(left), math.log10(right)]},
-        "yaxis": {"title": {"text": "quality loss against the baseline"}, "range": [bottom, top]},
+        "yaxis": {"title": {"text": height.label}, "range": [bottom, top]},
     }
 
 

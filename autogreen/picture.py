@@ -6,17 +6,20 @@
           +------->                                             bars: 95 % intervals
             J per item (logarithmic)
 
+Where latency is an objective a second picture has it in the place of loss.
+
 Marks differ in shape, not in colour alone. Gated trials have no energy and no place here.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import NamedTuple
 
 from autogreen import hardware
 from autogreen.front import Front
+from autogreen.measurement import Interval
 from autogreen.point import Point
 from autogreen.wording import quantity
 
@@ -51,6 +54,28 @@ def series(front: Front) -> tuple[Series, ...]:
     return tuple(kind for kind in kinds if kind.points)
 
 
+class Height(NamedTuple):
+    """What stands on the upright axis. of: a point's interval; told: a value there, in words."""
+
+    label: str
+    of: Callable[[Point], Interval]
+    told: Callable[[float], str]
+
+
+LOSS = Height(
+    "quality loss against the baseline", lambda point: point.loss, lambda loss: f"{loss:.4g}".replace("-", "−")
+)
+
+
+def heights(front: Front) -> tuple[Height, ...]:
+    """Of each picture of a front."""
+    if not front.results.by_latency:
+        return (LOSS,)
+    server = front.results.workload.get("kind") == "server"
+    label = "95th percentile of latency" if server else "latency of a call"
+    return LOSS, Height(label, lambda point: point.measurement.judged_latency_s, lambda value: quantity(value, "s"))
+
+
 def title(front: Front) -> tuple[str, str]:
     """Heading and subheading, as plain text."""
     results = front.results
@@ -59,17 +84,17 @@ def title(front: Front) -> tuple[str, str]:
     return f"{results.study}: {results.task}", f"{workload} · {machine} · energy {results.tier} ({results.boundary})"
 
 
-def window(points: Sequence[Point]) -> tuple[tuple[float, float], tuple[float, float]]:
+def window(points: Sequence[Point], height: Height) -> tuple[tuple[float, float], tuple[float, float]]:
     """What of the plane is shown first: these points, bars included."""
     energies = [
         end
         for p in points
         for end in (max(p.energy_per_item_j.low, p.energy_per_item_j.mean / 10), p.energy_per_item_j.high)
     ]
-    losses = [end for p in points for end in (p.loss.low, p.loss.high)]
+    ends = [end for p in points for end in (height.of(p).low, height.of(p).high)]
     stretch = (max(energies) / min(energies)) ** 0.06 * 1.02
-    room = 0.06 * (max(losses) - min(losses)) or 0.01
-    return (min(energies) / stretch, max(energies) * stretch), (min(losses) - room, max(losses) + room)
+    room = 0.06 * (max(ends) - min(ends)) or 0.01
+    return (min(energies) / stretch, max(energies) * stretch), (min(ends) - room, max(ends) + room)
 
 
 def shown(front: Front) -> tuple[Point, ...]:
@@ -80,7 +105,7 @@ def shown(front: Front) -> tuple[Point, ...]:
 @dataclass(frozen=True, kw_only=True)
 class Picture:
     """What is drawn. kinds: the least important first. shown: what must be in view; labelled: with words beside it.
-    energy: what the axis of energy is called; loss: the other."""
+    energy: what the axis of energy is called; height: the other."""
 
     heading: str
     under: str
@@ -88,10 +113,10 @@ class Picture:
     shown: tuple[Point, ...]
     labelled: tuple[Point, ...]
     energy: str
-    loss: str = "quality loss against the baseline"
+    height: Height = LOSS
 
     @classmethod
-    def of(cls, front: Front) -> "Picture":
+    def of(cls, front: Front, height: Height = LOSS) -> "Picture":
         heading, under = title(front)
         return cls(
             heading=heading,
@@ -100,6 +125,7 @@ class Picture:
             shown=shown(front),
             labelled=(*front.steps, *front.references),
             energy=f"energy per {front.results.item}, {front.results.tier}",
+            height=height,
         )
 
     def svg(self, width: int = 800, height: int = 540, *, headed: bool = True) -> str:
@@ -109,6 +135,7 @@ class Picture:
         held = [point for point in self.shown if canvas.holds(point)]
         labels = canvas.labels([point for point in self.labelled if canvas.holds(point)], held)
         outside = sum(not canvas.holds(point) for kind in self.kinds for point in kind.points)
+        described = f"{self.under}. {self.height.label.capitalize()} against {self.energy}."
         note = f"bars: 95 % intervals{f'; {outside} dominated outside the picture' if outside else ''}"
         heading = [
             _text(16, 24, _shortened(self.heading, width // 8), 'font-size="17" font-weight="600"'),
@@ -119,7 +146,7 @@ class Picture:
                 f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" '
                 'font-family="system-ui, sans-serif" font-size="14" fill="#222222">',
                 f"<title>{escape(self.heading)}</title>",
-                f"<desc>{escape(self.under)}. {escape(self.loss.capitalize())} against {escape(self.energy)}.</desc>",
+                f"<desc>{escape(described)}</desc>",
                 '<rect width="100%" height="100%" fill="#ffffff"/>',
                 *(heading if headed else ()),
                 *canvas.axes(),
@@ -138,28 +165,28 @@ def svg(front: Front, width: int = 800, height: int = 540) -> str:
 
 
 class _Canvas:
-    """Maps joules (logarithmic) and losses to pixels of the SVG."""
+    """Maps joules (logarithmic) and heights to pixels of the SVG."""
 
     def __init__(self, picture: Picture, width: int, height: int, top: int) -> None:
-        (self.x0, self.x1), (self.y0, self.y1) = window(picture.shown)
+        (self.x0, self.x1), (self.y0, self.y1) = window(picture.shown, picture.height)
         self.columns = max(1, width // LEGEND_PX)
         legend = 20 * math.ceil(len(picture.kinds) / self.columns)
         self.left, self.right, self.top, self.bottom = 76, width - 20, top, height - 70 - legend
-        self.energy, self.loss = picture.energy, picture.loss
+        self.energy, self.height = picture.energy, picture.height
 
     def x(self, energy_j: float) -> float:
         share = math.log(max(energy_j, self.x0) / self.x0) / math.log(self.x1 / self.x0)
         return self.left + min(share, 1.0) * (self.right - self.left)
 
-    def y(self, loss: float) -> float:
-        share = (min(max(loss, self.y0), self.y1) - self.y0) / (self.y1 - self.y0)
+    def y(self, value: float) -> float:
+        share = (min(max(value, self.y0), self.y1) - self.y0) / (self.y1 - self.y0)
         return self.bottom - share * (self.bottom - self.top)
 
     def place(self, point: Point) -> tuple[float, float]:
-        return self.x(point.energy_per_item_j.mean), self.y(point.loss.mean)
+        return self.x(point.energy_per_item_j.mean), self.y(self.height.of(point).mean)
 
     def holds(self, point: Point) -> bool:
-        return self.x0 <= point.energy_per_item_j.mean <= self.x1 and self.y0 <= point.loss.mean <= self.y1
+        return self.x0 <= point.energy_per_item_j.mean <= self.x1 and self.y0 <= self.height.of(point).mean <= self.y1
 
     def series(self, kind: Series) -> Iterator[str]:
         held = [point for point in kind.points if self.holds(point)]
@@ -171,11 +198,11 @@ class _Canvas:
             yield from self.mark(kind, point)
 
     def mark(self, kind: Series, point: Point) -> Iterator[str]:
-        energy, loss = point.energy_per_item_j, point.loss
-        x, y = self.x(energy.mean), self.y(loss.mean)
+        energy, height = point.energy_per_item_j, self.height.of(point)
+        x, y = self.place(point)
         bars = (
             f"M{self.x(energy.low):.1f} {y:.1f}H{self.x(energy.high):.1f}"
-            f"M{x:.1f} {self.y(loss.low):.1f}V{self.y(loss.high):.1f}"
+            f"M{x:.1f} {self.y(height.low):.1f}V{self.y(height.high):.1f}"
         )
         faint = 0.35 if kind.symbol.startswith("x") else 0.8
         yield f'<path d="{bars}" stroke="{kind.colour}" stroke-opacity="{faint}" fill="none"/>'
@@ -203,17 +230,16 @@ class _Canvas:
             x = self.x(energy_j)
             yield f'<path d="M{x:.1f} {self.top}V{self.bottom}" stroke="#e5e5e5"/>'
             yield _text(x, self.bottom + 18, quantity(energy_j, "J"), 'font-size="12" text-anchor="middle"')
-        for loss in _round_steps(self.y0, self.y1):
-            y = self.y(loss)
+        for value in _round_steps(self.y0, self.y1):
+            y = self.y(value)
             yield f'<path d="M{self.left} {y:.1f}H{self.right}" stroke="#e5e5e5"/>'
-            said = f"{loss:.4g}".replace("-", "−")
-            yield _text(self.left - 8, y + 4, said, 'font-size="12" text-anchor="end"')
+            yield _text(self.left - 8, y + 4, self.height.told(value), 'font-size="12" text-anchor="end"')
         yield f'<path d="M{self.left} {self.top}V{self.bottom}H{self.right}" stroke="#222222" fill="none"/>'
         middle = (self.left + self.right) / 2
         yield _text(middle, self.bottom + 38, self.energy, 'text-anchor="middle"')
         up = (self.top + self.bottom) / 2
         turned = f'text-anchor="middle" transform="rotate(-90 18 {up:.1f})"'
-        yield _text(18, up, self.loss, turned)
+        yield _text(18, up, self.height.label, turned)
 
     def legend(self, kinds: Sequence[Series]) -> Iterator[str]:
         for index, kind in enumerate(reversed(kinds)):

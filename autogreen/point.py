@@ -1,9 +1,10 @@
-"""Point: something measured, placed on the two axes of a front; when one dominates another; the area they cover."""
+"""Point: something measured, placed on the axes of a front; when one dominates another; the area they cover."""
 
 import math
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 
 from autogreen.carbon import J_PER_WH, Carbon
 from autogreen.evaluation import Evaluation, Published
@@ -18,6 +19,7 @@ class Point:
 
     loss: against the baseline, above 0 is worse. ratio: energy per item over the baseline's.
     energy_per_item_j: ratio × the baseline's mean. range_per_item_j: the same, widened by the meter's own range.
+    latency_s: the third axis; None where latency is no objective.
     seeds: the same policy trained from other seeds.
     ties: ids of the members that this one cannot be told from. probability: of being on the true front; None where
     that was not asked.
@@ -30,11 +32,17 @@ class Point:
     loss: Interval
     ratio: Interval
     energy_per_item_j: Interval
+    latency_s: Interval | None = None
     trial: TrialResult | None = None
     published: Published | None = None
     seeds: tuple[Published, ...] = ()
     ties: tuple[str, ...] = ()
     probability: float | None = None
+
+    @property
+    def axes(self) -> tuple[Interval, ...]:
+        """(loss, energy ratio), and latency where it is an objective; all are minimised."""
+        return (self.loss, self.ratio) if self.latency_s is None else (self.loss, self.ratio, self.latency_s)
 
     @property
     def quality(self) -> Interval:
@@ -102,26 +110,41 @@ class Point:
 
 def dominates(a: Point, b: Point) -> bool:
     """A is no worse in both means, and better beyond the intervals in at least one."""
-    no_worse = a.loss.mean <= b.loss.mean and a.ratio.mean <= b.ratio.mean
-    return no_worse and (a.loss.high < b.loss.low or a.ratio.high < b.ratio.low)
+    pairs = list(zip(a.axes, b.axes, strict=True))
+    return all(ours.mean <= theirs.mean for ours, theirs in pairs) and any(
+        ours.high < theirs.low for ours, theirs in pairs
+    )
 
 
-def hypervolume(points: Iterable[Iterable[float]], reference: tuple[float, float]) -> float:
-    """Area between the points and the reference point, both axes to be minimised; exact, O(n log n).
+def hypervolume(points: Iterable[Iterable[float]], reference: Sequence[float]) -> float:
+    """Area, or volume, between the points and the reference point, all axes to be minimised; exact, O(n log n) for two
+    axes, O(n² log n) for three.
 
-    points: [n, 2], finite. One that is not better than the reference on both axes adds nothing.
+    points: [n, 2 or 3], finite. One that is not better than the reference on every axis adds nothing.
 
     Source: Zitzler and Thiele, Multiobjective Evolutionary Algorithms: A Comparative Case Study and the Strength
-    Pareto Approach, IEEE Transactions on Evolutionary Computation 3(4), 1999 (the size of the space covered).
+    Pareto Approach, IEEE Transactions on Evolutionary Computation 3(4), 1999 (the size of the space covered); While
+    et al., A Faster Algorithm for Calculating Hypervolume, same journal 10(1), 2006 (slices).
 
     Raises:
         ValueError: a coordinate is NaN or infinite.
     """
-    pairs = [(float(x), float(y)) for x, y in points]
-    if not all(map(math.isfinite, (*reference, *(value for pair in pairs for value in pair)))):
+    places = [tuple(map(float, point)) for point in points]
+    if not all(map(math.isfinite, (*reference, *(value for place in places for value in place)))):
         raise ValueError("hypervolume needs finite points and a finite reference")
+    if len(reference) == 2:
+        return _area(places, reference)
+    ordered = sorted((place for place in places if place[2] < reference[2]), key=lambda place: place[2])
+    heights = [*(place[2] for place in ordered), reference[2]]
+    # between two heights, what lies below the lower one counts
+    slices = ((top - bottom, ordered[:count]) for count, (bottom, top) in enumerate(pairwise(heights), 1))
+    return math.fsum(height * _area(below, reference) for height, below in slices if height > 0)
+
+
+def _area(places: Sequence[tuple[float, ...]], reference: Sequence[float]) -> float:
+    """Over the first two axes."""
     area, ceiling = 0.0, reference[1]
-    for x, y in sorted(pairs):
+    for x, y, *_ in sorted(places):
         if x < reference[0] and y < ceiling:
             area += (reference[0] - x) * (ceiling - y)
             ceiling = y
@@ -156,6 +179,7 @@ def place(results: Results, found: Evaluation, name: str, published: Published |
         loss=loss,
         ratio=ratio,
         energy_per_item_j=energy,
+        latency_s=measurement.judged_latency_s if results.by_latency else None,
         published=published,
     )
 
@@ -181,5 +205,6 @@ def _difference(a: Interval, b: Interval) -> Interval:
     return Interval(mean=a.mean - b.mean, low=a.low - b.high, high=a.high - b.low)
 
 
-def logarithmic(point: tuple[float, float]) -> tuple[float, float]:
-    return point[0], math.log(point[1])
+def logarithmic(place: Sequence[float]) -> tuple[float, ...]:
+    """All axes but that of loss."""
+    return place[0], *map(math.log, place[1:])

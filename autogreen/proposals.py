@@ -94,7 +94,7 @@ class Proposals:
         if left := guessed(questions, anatomy, measured, batch):
             told = f"what {', '.join(left)} save in some layers is guessed until trials tell"
             yield f"{told}; `autogreen kernels --experiment FILE` measures it beforehand"
-        loss, dearest = self.store.get("facts")["reference_point"]
+        loss, dearest, *_ = self.store.get("facts")["reference_point"]
         self.strategy = Guided(
             self.space, foreseen, self.offers, seed=self.experiment.seed, max_loss=loss, dearest=dearest
         )

@@ -87,10 +87,16 @@ def baseline(store: Store) -> Evaluation:
     return Evaluation.from_json(store.get("references")["baseline"])
 
 
-def worst(store: Store, max_loss: float | None) -> list[float]:
-    """The hypervolume's reference point, once references are measured: (loss, energy ratio)."""
-    ratio = Evaluation.from_json(store.get("references")["plain"]).ratio
-    return [max_loss or NO_FLOOR_LOSS, max(1.0, ratio.mean if ratio else 1.0)]
+def worst(store: Store, max_loss: float | None, by_latency: bool) -> list[float]:
+    """The hypervolume's reference point, once references are measured: (loss, energy ratio), and seconds where latency
+    is an objective; what is faster may then cost twice the baseline's joules."""
+    plain = Evaluation.from_json(store.get("references")["plain"])
+    dearest = max(1.0, plain.ratio.mean if plain.ratio else 1.0)
+    if not by_latency:
+        return [max_loss or NO_FLOOR_LOSS, dearest]
+    measured = (found.measurement for found in (plain, baseline(store)))
+    slowest_s = max(found.judged_latency_s.mean for found in measured if found is not None)
+    return [max_loss or NO_FLOOR_LOSS, max(2.0, dearest), slowest_s]
 
 
 def controls(

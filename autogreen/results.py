@@ -52,11 +52,11 @@ class Bill:
 class Results:
     """item: what is counted. baseline: the reference in its best runtime; plain: in plain use (eager). controls: by
     name. published: by evaluation key; seeds: by the same, the trainings from other seeds. reference_point: (loss,
-    energy ratio) of the hypervolume, fixed when the study began. max_loss: the quality floor, as a loss against the
-    baseline, or None. experiment: as resolved. fingerprint: what identifies the study, by name. between: of two
-    evaluation keys, by how much the first loses more than the second on the same validation examples; None where the
-    scores are gone. data: digest of what identifies the task's model, data and code; empty in studies from before it
-    was kept.
+    energy ratio), and seconds where latency is an objective, of the hypervolume; fixed when the study began. max_loss:
+    the quality floor, as a loss against the baseline, or None. experiment: as resolved. fingerprint: what identifies
+    the study, by name. between: of two evaluation keys, by how much the first loses more than the second on the same
+    validation examples; None where the scores are gone. data: digest of what identifies the task's model, data and
+    code; empty in studies from before it was kept.
     """
 
     study: str
@@ -73,7 +73,7 @@ class Results:
     trials: tuple[TrialResult, ...]
     published: Mapping[str, Published]
     seeds: Mapping[str, tuple[Published, ...]] = field(default_factory=dict, kw_only=True)
-    reference_point: tuple[float, float]
+    reference_point: tuple[float, ...]
     max_loss: float | None
     bill: Bill
     fingerprint: Mapping[str, str] = field(default_factory=dict)
@@ -84,6 +84,11 @@ class Results:
     def carbon(self) -> Carbon | None:
         """The intensity that the experiment states; None: no emission is told."""
         return Carbon.of(self.experiment)
+
+    @property
+    def by_latency(self) -> bool:
+        """Whether latency is an objective, beside quality and energy."""
+        return "latency" in self.experiment.get("objectives", ())
 
     @property
     def stopped(self) -> tuple[TrialResult, ...]:

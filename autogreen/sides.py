@@ -84,7 +84,7 @@ class Sides:
     @property
     def reference_point(self) -> tuple[float, float]:
         """(loss, energy ratio) of both hypervolumes: on each axis the worse of the two studies' own."""
-        (loss, ratio), (other_loss, other_ratio) = self.a.results.reference_point, self.b.results.reference_point
+        (loss, ratio, *_), (other_loss, other_ratio, *_) = (side.results.reference_point for side in (self.a, self.b))
         return max(loss, other_loss), max(ratio, other_ratio * self.scale.mean)
 
     @property

@@ -11,7 +11,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -27,10 +27,11 @@ from autogreen.policy import FORMAT
 from autogreen.results import Bill, Results, TrialResult
 from autogreen.schema import parse_json
 
-DIRECTIONS: tuple[Literal["maximize", "minimize"], ...] = (
-    "maximize",
-    "minimize",
-)  # quality, joules per item over the baseline's
+DIRECTIONS: dict[str, Literal["maximize", "minimize"]] = {  # energy: joules per item over the baseline's
+    "quality": "maximize",
+    "energy": "minimize",
+    "latency": "minimize",
+}
 
 
 class Store:
@@ -41,8 +42,8 @@ class Store:
         self.study = study
 
     @classmethod
-    def create(cls, folder: Path) -> "Store":
-        """Open the study in `folder`, beginning it if it is not there.
+    def create(cls, folder: Path, objectives: Sequence[str] = ("quality", "energy")) -> "Store":
+        """Open the study in `folder`, beginning it, with these objectives, if it is not there.
 
         Raises:
             StudyError: the folder cannot be written, or the study in it is damaged.
@@ -55,7 +56,7 @@ class Store:
             raise StudyError(
                 f"{error.filename} cannot be written: {error.strerror}. Choose another with --runs."
             ) from error
-        return cls(folder, _study(folder))
+        return cls(folder, _study(folder, objectives))
 
     @classmethod
     def open(cls, folder: Path) -> "Store":
@@ -273,7 +274,7 @@ def _result(trial: FrozenTrial) -> TrialResult:
     )
 
 
-def _study(folder: Path) -> optuna.Study:
+def _study(folder: Path, objectives: Sequence[str] = ()) -> optuna.Study:
     import sqlalchemy.exc
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -281,12 +282,16 @@ def _study(folder: Path) -> optuna.Study:
         storage = optuna.storages.RDBStorage(
             f"sqlite:///{folder / 'study.db'}", engine_kwargs={"connect_args": {"timeout": 60}}
         )
-        return optuna.create_study(study_name=folder.name, storage=storage, directions=DIRECTIONS, load_if_exists=True)
+        if not objectives:
+            return optuna.load_study(study_name=folder.name, storage=storage)
+        directions = [DIRECTIONS[name] for name in objectives]
+        return optuna.create_study(study_name=folder.name, storage=storage, directions=directions, load_if_exists=True)
     except (
         sqlalchemy.exc.SQLAlchemyError,
         optuna.exceptions.StorageInternalError,
         RuntimeError,
         json.JSONDecodeError,
+        KeyError,
     ) as error:
         reason = str(error).splitlines()[0]
         if "readonly" in reason or "unable to open" in reason or "disk" in reason:

@@ -64,7 +64,7 @@ def sweep(experiment: Experiment, folder: Path, cache: Path, heritage: Heritage 
     Raises:
         AutogreenError: the study cannot go on; everything told before is safe on disk.
     """
-    store = Store.create(folder)
+    store = Store.create(folder, experiment.objectives)
     with store.lock():
         store.requeue()
         recalled = recall(experiment.warm_start, store)
@@ -140,6 +140,7 @@ class _Run:
                 "boundary of the energy": found["meter"]["boundary"],
                 **({"training device": trainer} if (trainer := self.experiment.training_device) else {}),
                 **({"policies of": self.heritage.study} if self.heritage else {}),
+                **({"objectives": ", ".join(named)} if "latency" in (named := self.experiment.objectives) else {}),
             }
         )
         batch = self.experiment.workload.fixed_batch
@@ -176,7 +177,8 @@ class _Run:
             yield self.progress("references", note)
         self.baseline = references.baseline(self.store)
         if self.store.get("facts") is None:
-            worst = references.worst(self.store, self.experiment.constraints.max_loss)
+            by_latency = "latency" in self.experiment.objectives
+            worst = references.worst(self.store, self.experiment.constraints.max_loss, by_latency)
             self.store.put("facts", {**self._facts, "reference_point": worst})
         self._restate_carbon()
         trained = self.heritage.control_weights(self.store.folder.parent) if self.heritage else {}
@@ -330,9 +332,11 @@ class _Run:
     def _tell_values(self, trial: optuna.Trial, evaluation: Evaluation, violations: Mapping[str, float]) -> None:
         for name, excess in violations.items():
             trial.set_constraint(name, excess)
-        worst: float = self.store.get("facts")["reference_point"][1]
-        ratio = evaluation.ratio.mean if evaluation.ratio else (1.0 if evaluation.status == "measured" else worst)
-        self.store.study.tell(trial, [evaluation.quality.mean, ratio])
+        _, dearest, *slowest_s = self.store.get("facts")["reference_point"]
+        ratio = evaluation.ratio.mean if evaluation.ratio else (1.0 if evaluation.status == "measured" else dearest)
+        measured = evaluation.measurement
+        latency_s = [measured.judged_latency_s.mean if measured else worst_s for worst_s in slowest_s]
+        self.store.study.tell(trial, [evaluation.quality.mean, ratio, *latency_s])
 
     def _unpaid(self) -> str | None:
         """Why another trial does not pay; None while it does, or nobody asks."""

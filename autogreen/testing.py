@@ -144,6 +144,7 @@ def scripted_evaluation(
     ratio: float | None,
     *,
     name: str = "",
+    latency_s: float = 0.01,
     noise: tuple[float, float] = (0.002, 0.02),
     tier: Tier = "estimated",
     status: Literal["measured", "gated"] = "measured",
@@ -164,7 +165,7 @@ def scripted_evaluation(
     reading = Reading(energy_j=64 * energy_j, low_j=32 * energy_j, high_j=192 * energy_j, duration_s=0.5)
     measurement = Measurement(
         energy_per_item_j=around(energy_j, energy_j * noise[1]),
-        latency_s=around(0.01, 0.0001),
+        latency_s=around(latency_s, 0.01 * latency_s),
         items_per_call=64,
         tier=tier,
         boundary="scripted",
@@ -192,13 +193,14 @@ def scripted_evaluation(
 
 
 def scripted_results(
-    places: Sequence[tuple[float, float]],
+    places: Sequence[tuple[float, ...]],
     *,
     noise: tuple[float, float] = (0.002, 0.02),
     tier: Tier = "estimated",
     study: str = "scripted",
 ) -> "Results":
-    """Results with one measured, feasible trial at each (loss, energy ratio); plain use at 1.5, one control at 1.2."""
+    """Results with one measured, feasible trial at each (loss, energy ratio); plain use at 1.5, one control at 1.2.
+    With a third number, seconds of a call, latency is an objective; references take 0.01 s."""
     from autogreen.results import Bill, Results, TrialResult
 
     trials = tuple(
@@ -207,14 +209,26 @@ def scripted_results(
             state="measured",
             params={"width": round(1 - loss, 6), "scheme": "w8a8_static"},
             policy={"quantization": [{"target": f"layer{number}", "scheme": "w8a8_static"}]},
-            evaluation=scripted_evaluation(loss, ratio, name=f"layer{number}", noise=noise, tier=tier),
+            evaluation=scripted_evaluation(
+                loss,
+                ratio,
+                name=f"layer{number}",
+                latency_s=latency_s[0] if latency_s else 0.01,
+                noise=noise,
+                tier=tier,
+            ),
             feasible=True,
         )
-        for number, (loss, ratio) in enumerate(places)
+        for number, (loss, ratio, *latency_s) in enumerate(places)
     )
+    by_latency = any(len(place) == 3 for place in places)
     return Results(
         study=study,
-        experiment={"name": study, "seed": 0},
+        experiment={
+            "name": study,
+            "seed": 0,
+            **({"objectives": ["quality", "energy", "latency"]} if by_latency else {}),
+        },
         task="toy",
         workload={"kind": "offline", "batch": 64},
         hardware={"device": "cpu", "cpu": "Scripted CPU", "cores": 2, "cpu_capability": "AVX512"},
@@ -226,7 +240,7 @@ def scripted_results(
         controls={"scratch": scripted_evaluation(0.03, 1.2, name="scratch", noise=noise, tier=tier)},
         trials=trials,
         published={},
-        reference_point=(0.1, 2.0),
+        reference_point=(0.1, 2.0, 0.02)[: 2 + by_latency],
         max_loss=None,
         bill=Bill(
             energy_j=900.0,

@@ -97,6 +97,8 @@ def test_a_space_in_another_file_is_found_beside_the_experiment(tmp_path: Path) 
         ({"task": {"digits": {"seed": -1}}}, "seed must be from 0"),
         ({"space": 3}, r"x\.space must be a mapping"),
         ({"sampler": "tpee"}, r"unknown sampler 'tpee'\. Did you mean 'tpe'"),
+        ({"objectives": ["quality", "latency"]}, r"objectives must be \[quality, energy\], or \[quality, energy, lat"),
+        ({"objectives": "latency"}, r"objectives must be a list, not 'latency'"),
         ({"sampler": None}, "sampler must be text"),
         ({"executor": "locl"}, r"unknown executor 'locl'\. Did you mean 'local'"),
         ({"seed": "0"}, "seed must be a whole number, not '0'"),

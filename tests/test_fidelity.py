@@ -76,7 +76,7 @@ def test_nothing_is_looked_at_where_training_is_cheap_or_little_is_known() -> No
     fewer = trained(results, GAINED)
     assert Stakes.of(replace(fewer, trials=fewer.trials[: FEWEST - 1])) is None
     unseen = Stakes.of(trained(results, [()] * 5))
-    assert unseen is not None and unseen.gained == {} and not unseen.hopeless(rung(2, 9.0), around(2.0))
+    assert unseen is not None and unseen.gained == {} and not unseen.hopeless(rung(2, 9.0), around(2.0), around(1.0))
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,14 @@ def test_nothing_is_looked_at_where_training_is_cheap_or_little_is_known() -> No
     ],
 )
 def test_a_trial_is_hopeless_when_its_lucky_end_is_beaten_on_both_axes(loss, ratio, hopeless) -> None:
-    assert stakes().hopeless(rung(2, loss), around(ratio)) is hopeless
+    assert stakes().hopeless(rung(2, loss), around(ratio), around(0.001)) is hopeless
+
+
+def test_what_answers_sooner_than_all_that_is_cheaper_has_hope_where_latency_counts() -> None:
+    timed = Stakes.of(trained(scripted_results([(*place, 0.02) for place in PLACES]), GAINED))
+    assert timed is not None and timed.front[0] == (*PLACES[0], 0.02)
+    assert timed.hopeless(rung(2, 0.060), around(0.305), around(0.03))
+    assert not timed.hopeless(rung(2, 0.060), around(0.305), around(0.01))
 
 
 def test_an_end_is_expected_as_the_others_fared() -> None:
@@ -257,7 +264,7 @@ def test_a_sweep_goes_on_after_stopped_trials_and_says_what_they_saved(
     """Of this toy nothing is really hopeless, and training it is not what it costs: both are patched."""
     monkeypatch.setattr(fidelity, "FEWEST", 2)
     monkeypatch.setattr(fidelity, "DOMINANT", 0.0)
-    monkeypatch.setattr(Stakes, "hopeless", lambda self, rung, ratio: rung.place == 2)
+    monkeypatch.setattr(Stakes, "hopeless", lambda self, rung, ratio, latency_s: rung.place == 2)
     experiment = toys.experiment(space=SPACE, strategy=strategy, sampler=sampler, budget={"trials": 8})
     list(sweep(experiment, tmp_path / "toy", tmp_path / ".cache"))
     results = Store.open(tmp_path / "toy").results()

@@ -24,7 +24,7 @@ from autogreen.testing import scripted_evaluation, scripted_results
 from autogreen.wording import plain_spread, quantity, spread, words
 
 
-def front(*places: tuple[float, float], **settings: Any) -> Front:
+def front(*places: tuple[float, ...], **settings: Any) -> Front:
     return Front.of(scripted_results(places, **settings))
 
 
@@ -244,6 +244,17 @@ def test_hypervolume_against_monte_carlo() -> None:
     assert hypervolume(points, (1, 1)) == pytest.approx(covered.mean(), abs=0.004)
 
 
+def test_hypervolume_of_three_axes_against_another_library() -> None:
+    from optuna._hypervolume import compute_hypervolume
+
+    random_ = np.random.default_rng(1)
+    points = random_.uniform(0, 1.1, (30, 3)) ** 0.5
+    inside = points[(points < 1).all(1)]
+    assert hypervolume(points, (1, 1, 1)) == pytest.approx(compute_hypervolume(inside, np.ones(3)))
+    assert hypervolume([], (1, 1, 1)) == hypervolume([(0, 0, 2)], (1, 1, 1)) == 0
+    assert hypervolume([(0.5, 0.5, 0.5), (0.5, 0.5, 0.5), (0, 0, 2)], (1, 1, 1)) == pytest.approx(0.125)
+
+
 def test_hypervolume_of_the_front_is_in_loss_and_log_energy_and_grows_over_trials() -> None:
     results = scripted_results([(0.05, 1.0), (0.2, 0.1), (0.05, 0.5), (0.06, 0.6)])
     expected = 0.05 * math.log(2.0 / 0.5)
@@ -251,6 +262,40 @@ def test_hypervolume_of_the_front_is_in_loss_and_log_energy_and_grows_over_trial
     areas = progress(results)
     assert [number for number, _ in areas] == [0, 1, 2, 3]
     assert [area for _, area in areas] == pytest.approx([0.05 * math.log(2), 0.05 * math.log(2), expected, expected])
+
+
+# --- latency ----------------------------------------------------------------------------------------------------------
+
+
+def test_two_devices_stand_where_latency_is_an_objective_and_nowhere_else() -> None:
+    places = ((0.0, 0.9), (0.0, 1.7), (0.0, 1.8))
+    same = (0.0, 0.02)  # outputs, and so losses, are equal
+    assert numbers(front(*places, noise=same)) == [0]
+    timed = ((*place, latency_s) for place, latency_s in zip(places, (0.010, 0.006, 0.007), strict=True))
+    found = front(*timed, noise=same)
+    assert numbers(found) == [0, 1], "the third is slower and dearer than the second"
+    assert found.pick("fastest").trial.number == 1 and found.pick("cheapest:latency<=0.0065").trial.number == 1
+    assert [point.trial.number for point in found.finalists(2)] == [0, 1]
+    volume = 0.1 * (math.log(2 / 0.9) * math.log(0.02 / 0.01) + math.log(2 / 1.7) * math.log(0.01 / 0.006))
+    assert found.hypervolume == pytest.approx(volume)
+    assert progress(found.results)[-1][1] == pytest.approx(volume)
+    assert found.to_json()["objectives"] == ["quality", "energy", "latency"]
+    with pytest.raises(ConfigError, match=r"The nearest is .* its latency is at most 0\.00606 s"):
+        found.pick("cheapest:latency<=0.001")
+
+
+def test_membership_on_three_axes_is_as_counted_one_by_one() -> None:
+    from autogreen.membership import _undominated
+
+    places = np.random.default_rng(0).integers(0, 4, (20, 12, 3)).astype(float)
+    found = _undominated(places)
+    for draw, held in zip(places, found, strict=True):
+        for mine, stays in zip(draw, held, strict=True):
+            beaten = any((other <= mine).all() and (other < mine).any() for other in draw)
+            assert stays == (not beaten)
+    flat = np.random.default_rng(1).uniform(size=(20, 12, 3))
+    flat[..., 2] = 1.0
+    assert (_undominated(flat) == _undominated(flat[..., :2])).all(), "an axis that says nothing changes nothing"
 
 
 # --- pick -------------------------------------------------------------------------------------------------------------
@@ -276,6 +321,7 @@ def picked(rule: str, results: Results | None = None) -> int:
         ("best:energy<=0.00031", 1),
         ("best:energy<=0.0003", 2),
         ("best:energy<=1e9", 0),
+        ("cheapest:latency<=0.0101", 3),
     ],
 )
 def test_rules(rule: str, number: int) -> None:
@@ -350,7 +396,7 @@ def test_json_is_the_promised_object() -> None:
     assert evaluation is not None and evaluation.ratio is not None
     fresh = published(evaluation, loss=Interval(mean=0.001, low=0.0, high=0.002), ratio=evaluation.ratio)
     data = Front.of(replace(results, published=fresh)).to_json()
-    promised = "study task workload hardware unit baseline plain controls front search"
+    promised = "study task workload hardware unit objectives baseline plain controls front search"
     assert list(data) == promised.split()
     told = {
         "quality",

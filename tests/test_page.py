@@ -72,6 +72,18 @@ def test_a_mark_tells_range_ties_and_test_figures() -> None:
     assert not any("may lie" in line for line in hover(measured, measured.members[0]))
 
 
+def test_latency_has_a_picture_of_its_own_where_it_is_an_objective() -> None:
+    from autogreen.picture import Picture, heights
+
+    found = Front.of(scripted_results([(0.0, 0.9, 0.010), (0.0, 1.7, 0.006)]))
+    page_ = html(found)
+    assert page_.count("Plotly.newPlot") == 2 and page_.count("plotly.js v") == 1
+    assert "latency of a call" in page_ and 'id="front1"' in page_
+    drawn = Picture.of(found, heights(found)[1]).svg()
+    assert "latency of a call" in drawn and "10 ms" in drawn.replace("10.0 ms", "10 ms")
+    assert len(heights(Front.of(scripted_results([(0.0, 0.9)])))) == 1
+
+
 def test_names_cannot_inject() -> None:
     page = own(html(Front.of(evil())))
     assert "<img" not in page and "alert(1)</script>" not in page and "<script>alert" not in page

@@ -344,6 +344,24 @@ def test_gated_and_failed_trials_teach_every_sampler(name):
     assert first_after() == first_after()
 
 
+@pytest.mark.parametrize(("strategy", "sampler"), [("direct", "nsgaii"), ("guided", "tpe")])
+def test_latency_is_an_objective_where_it_is_asked_for(tmp_path, strategy, sampler):
+    settings = {"strategy": strategy, "sampler": sampler, "objectives": ["quality", "energy", "latency"]}
+    folder, cache = tmp_path / "toy", tmp_path / ".cache"
+    list(sweep(toys.experiment(**settings), folder, cache))
+    store = Store.open(folder)
+    assert len(store.study.directions) == 3
+    results = store.results()
+    for trial in results.measured:
+        told = store.study.trials[trial.number].values
+        assert told[2] == trial.evaluation.measurement.judged_latency_s.mean > 0
+    found = Front.of(results)
+    assert found.hypervolume >= 0 and all(len(point.axes) == 3 for point in (*found.members, *found.references))
+    list(sweep(toys.experiment(**settings, finalists=0), folder, cache))
+    with pytest.raises(StudyError, match="objectives was 'quality, energy, latency', is 'None'"):
+        list(sweep(toys.experiment(**{**settings, "objectives": ["quality", "energy"]}), folder, cache))
+
+
 def test_hopeless_trials_are_gated_and_named_when_all_are(tmp_path):
     space = {
         "pruning": [{"target": "*", "ratio": {"choice": [0.9, 0.95]}, "round_to": 1}],

@@ -17,7 +17,12 @@ Tracking = Annotated[str | None, typer.Option(help="MLflow's server; by default 
 def export(
     name: str,
     to: Annotated[Path | None, typer.Option(help="Folder to write; must not exist. Needed without --register.")] = None,
-    pick: Annotated[str, typer.Option(help="knee, cheapest, cheapest:loss<=X, best:energy<=J, or an id.")] = "knee",
+    pick: Annotated[
+        str,
+        typer.Option(
+            help="knee, cheapest, cheapest:loss<=X, cheapest:latency<=S, best, best:energy<=J, fastest, or an id."
+        ),
+    ] = "knee",
     register: Annotated[str | None, typer.Option(metavar="MODEL", help="Make it this model's challenger.")] = None,
     tracking: Tracking = None,
     runs: Runs = RUNS,

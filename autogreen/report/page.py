@@ -4,7 +4,7 @@ from pathlib import Path
 
 from autogreen import files
 from autogreen.front import Front
-from autogreen.picture import Picture, title
+from autogreen.picture import Picture, heights, title
 from autogreen.point import Point
 from autogreen.report import origin
 from autogreen.report.joules import where
@@ -71,8 +71,9 @@ def _found(front: Front, shown: tuple[Point, ...], knee: Point) -> tuple[Html, .
         "Down and to the left is better: less energy, less quality lost. Figures beside marks are energy over the "
         "baseline's."
     )
+    drawn = (picture(Picture.of(front, height)) for height in heights(front))
     return (
-        _section("The front", tag("p", how, cls="soft"), picture(Picture.of(front)), members(front, shown, knee)),
+        _section("The front", tag("p", how, cls="soft"), *drawn, members(front, shown, knee)),
         _section(
             "What each policy does to each layer",
             tag("p", "A row is a layer, a column a member of the front by its number above.", cls="soft"),

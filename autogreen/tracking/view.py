@@ -18,6 +18,7 @@ from autogreen.tracking.connection import Server
 DRAWN = 100  # runs that MLflow's page loads at first, and draws
 KNOBS = 6  # axes that a reader can follow
 ENERGY, QUALITY = "energy_per_item_j", "quality"
+LATENCY, SERVED = "latency_s", "p95_s"
 
 
 def key(study: str) -> str:
@@ -42,10 +43,13 @@ def state(front: Front, study: str, created_ms: int, names: Mapping[str, str]) -
     if (count := len(front.members)) > DRAWN:
         told += f" (the first {DRAWN} of {count} members)"
     shown = [names[knob] for knob in telling(front)]
-    charts = [
-        _chart("SCATTER", "front", xaxis={"key": ENERGY, "type": "METRIC"}, yaxis={"key": QUALITY, "type": "METRIC"}),
-        _chart("PARALLEL", "knobs", selectedParams=shown, selectedMetrics=[QUALITY, ENERGY], showAllRuns=True),
-    ]
+    energy = {"key": ENERGY, "type": "METRIC"}
+    metrics = [QUALITY, ENERGY]
+    charts = [_chart("SCATTER", "front", xaxis=energy, yaxis={"key": QUALITY, "type": "METRIC"})]
+    if front.results.by_latency:
+        metrics.append(SERVED if front.results.workload.get("kind") == "server" else LATENCY)
+        charts.append(_chart("SCATTER", "latency", xaxis=energy, yaxis={"key": metrics[-1], "type": "METRIC"}))
+    charts.append(_chart("PARALLEL", "knobs", selectedParams=shown, selectedMetrics=metrics, showAllRuns=True))
     section = {"uuid": "pareto", "name": told, "display": True, "columns": 1, "cardHeight": 330}
     page = {
         "searchFilter": f"tags.`autogreen.id` = '{study}' AND metrics.{ENERGY} > 0",
