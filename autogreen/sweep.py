@@ -75,6 +75,7 @@ def sweep(experiment: Experiment, folder: Path, cache: Path, heritage: Heritage 
             protocol=experiment.protocol,
             device=pick_device(experiment.device),
             training_device=None if trainer is None else pick_device(trainer, "training_device"),
+            ranks=experiment.ranks,
             folder=folder.absolute(),
             cache=cache.absolute(),
             meter=experiment.meter,
