@@ -26,7 +26,7 @@ from autogreen import floor, hardware, quality
 from autogreen.anatomy import survey
 from autogreen.billing import Watch
 from autogreen.compress import compress, lower, restore
-from autogreen.engines import ENGINES, Program, Recipe, artifact_bytes, timing
+from autogreen.engines import ENGINES, Program, Recipe, artifact_bytes, room, timing
 from autogreen.evaluation import Evaluation, Published, Request
 from autogreen.fidelity import Look, StopTraining, epochs
 from autogreen.kernels import Case, Kernels, keep, session
@@ -56,7 +56,7 @@ class Evaluator(Workbench):
 
     def prepare(self, sections: Collection[str] = tuple(TECHNIQUES)) -> dict[str, Any]:
         """Build the baseline; return its anatomy (what techniques of these sections can treat) and data type, the
-        machine, the meter and what was spent."""
+        machine and its room for ranks, the meter and what was spent."""
         meter = self._meter()
         with Watch(meter) as watch:
             with watch.phase("training"):
@@ -68,6 +68,7 @@ class Evaluator(Workbench):
         return {
             "anatomy": anatomy.to_json(),
             "hardware": hardware.describe(self.setup.device),
+            "room": room(self.setup.device),
             "meter": {"tier": meter.tier, "boundary": meter.boundary},
             "item": self.setup.task.item,
             "dtype": floor.plain_dtype(model.parameters()),

@@ -24,6 +24,7 @@ carbon: {g_per_kwh: 380, source: "..., 2025"}  # grams of CO2 equivalent; absent
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -142,12 +143,6 @@ class Experiment:
                 f"{list(self.objectives)!r}. What else a policy must keep to is said by constraints."
             )
         settings_of(self.executor, f"{self.name}.executor")
-        degrees = [name for name in DEGREES if set(self.space.options("parallelism", name)) - {1}]
-        if degrees and "ray" in self.executor:  # its name, or the key that holds its settings
-            raise ConfigError(
-                f"{self.name}.space.parallelism opens {', '.join(degrees)}, and on a Ray cluster a policy has one "
-                "device. Search degrees with executor: local, on a machine with several."
-            )
         if self.finalists < 0:
             raise ConfigError(f"finalists must be 0 or more, not {self.finalists!r}.")
         if not 1 <= self.seeds <= 100:
@@ -206,6 +201,11 @@ class Experiment:
                 "cannot rank thread counts. Write one number (threads: 1), or search on a machine with a counter; "
                 "autogreen doctor tells what this one lacks."
             )
+
+    @property
+    def ranks(self) -> int:
+        """On how many ranks a policy of the space runs at most: the product of the largest degrees of parallelism."""
+        return prod(max(self.space.options("parallelism", name), default=1) for name in DEGREES)
 
     @property
     def task_text(self) -> str:

@@ -102,15 +102,12 @@ class Effect:
     def engine(self) -> str:
         return str(self.parts["runtime"]["engine"])
 
-    def refusal(self, anatomy: Anatomy, device: str, batch: int | None) -> str | None:
-        """Why this cannot really be applied on the device, or None. batch: the workload's, where it fixes one."""
+    def refusal(self, anatomy: Anatomy, device: str, batch: int | None, room: int | None = None) -> str | None:
+        """Why this cannot really be applied on the device, or None. batch: the workload's, where it fixes one. room:
+        see `Target`."""
         parts = self.parts
-        target = Target(
-            device=device,
-            engine=self.engine,
-            batch=batch or parts.get("parallelism", {}).get("batch"),
-            changing=anatomy.changing,
-        )
+        batch = batch or parts.get("parallelism", {}).get("batch")
+        target = Target(device=device, engine=self.engine, batch=batch, room=room, changing=anatomy.changing)
         for section, technique in TECHNIQUES.items():
             if section in parts:
                 units: Sequence[Any] = anatomy.units.get(section, ())

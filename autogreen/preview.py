@@ -23,6 +23,7 @@ def prepared(experiment: Experiment, sections: Collection[str], runs: Path) -> d
         workload=experiment.workload,
         protocol=experiment.protocol,
         device=pick_device(experiment.device),
+        ranks=experiment.ranks,
         folder=folder.absolute(),
         cache=(runs / ".cache").absolute(),
         meter=experiment.meter,

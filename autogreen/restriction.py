@@ -28,11 +28,13 @@ def surveyed(space: SearchSpace) -> tuple[str, ...]:
     return tuple(section for section in space.sections if section != "parallelism" or splits)
 
 
-def restrict(space: SearchSpace, anatomy: Anatomy, *, device: str, batch: int | None) -> tuple[SearchSpace, Told]:
+def restrict(
+    space: SearchSpace, anatomy: Anatomy, *, device: str, batch: int | None, room: int | None = None
+) -> tuple[SearchSpace, Told]:
     """Take out of an expanded space what cannot run here.
 
     Args:
-        batch: examples a call, where the workload fixes it.
+        batch: examples a call, where the workload fixes it. room: see `techniques.Target`.
 
     Raises:
         RefusedError: a literal cannot run here, or a hole is left without options.
@@ -42,7 +44,8 @@ def restrict(space: SearchSpace, anatomy: Anatomy, *, device: str, batch: int | 
 
     def refusal(policy: Policy) -> str | None:
         """Of one rule by itself: what it lacks may stand in another section, unless there is none."""
-        return refusal_everywhere(policy, engines, anatomy, device, batch, whole=others <= set(policy.settings))
+        whole = others <= set(policy.settings)
+        return refusal_everywhere(policy, engines, anatomy, device, batch, room, whole=whole)
 
     return space.restrict(refusal)
 
@@ -57,14 +60,21 @@ def without(space: SearchSpace, dear: Dear) -> tuple[SearchSpace, Told]:
 
 
 def refusal_everywhere(
-    policy: Policy, engines: tuple[str, ...], anatomy: Anatomy, device: str, batch: int | None, *, whole: bool = True
+    policy: Policy,
+    engines: tuple[str, ...],
+    anatomy: Anatomy,
+    device: str,
+    batch: int | None,
+    room: int | None = None,
+    *,
+    whole: bool = True,
 ) -> str | None:
     """Why none of the engines can run the policy, or None if one can. whole: False for a part of one, whose sections
     may find what they need beside others."""
     reason, parts = None, policy.effect(anatomy).parts if whole else policy.alone(anatomy)
     for engine in engines:
         effect = Effect.of({**parts, "runtime": {**parts["runtime"], "engine": engine}})
-        if (reason := effect.refusal(anatomy, device, batch)) is None:
+        if (reason := effect.refusal(anatomy, device, batch, room)) is None:
             return None
     return reason
 

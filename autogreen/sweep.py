@@ -75,6 +75,7 @@ def sweep(experiment: Experiment, folder: Path, cache: Path, heritage: Heritage 
             protocol=experiment.protocol,
             device=pick_device(experiment.device),
             training_device=None if trainer is None else pick_device(trainer, "training_device"),
+            ranks=experiment.ranks,
             folder=folder.absolute(),
             cache=cache.absolute(),
             meter=experiment.meter,
@@ -116,6 +117,7 @@ class _Run:
         self.anatomy: Anatomy
         self.space: SearchSpace
         self.proposals: Proposals
+        self.room: int  # of the worker, which may have more GPUs than are here
         self._costs_known = False
 
     # -- stages --------------------------------------------------------------------------------------------------
@@ -143,9 +145,11 @@ class _Run:
                 **({"objectives": ", ".join(named)} if "latency" in (named := self.experiment.objectives) else {}),
             }
         )
-        batch = self.experiment.workload.fixed_batch
         expanded = self.experiment.space.expand(self.anatomy)
-        self.space, refused = restriction.restrict(expanded, self.anatomy, device=self.device, batch=batch)
+        self.room, batch = found["room"], self.experiment.workload.fixed_batch
+        self.space, refused = restriction.restrict(
+            expanded, self.anatomy, device=self.device, batch=batch, room=self.room
+        )
         self.space, dear = restriction.without(self.space, self._dear(found))
         refused |= dear
         self._facts = {
@@ -275,7 +279,8 @@ class _Run:
             trial, policy = self.proposals.ask()
             try:
                 effect = policy.effect(self.anatomy)
-                refusal = effect.refusal(self.anatomy, self.device, self.experiment.workload.fixed_batch)
+                batch = self.experiment.workload.fixed_batch
+                refusal = effect.refusal(self.anatomy, self.device, batch, self.room)
             except RefusedError as error:
                 refusal = str(error)
             if refusal:

@@ -30,8 +30,8 @@ GOLDEN = 64  # examples kept for bundles, at least
 @dataclass(frozen=True, kw_only=True)
 class Setup:
     """Everything a worker needs. device: where policies run and are measured. training_device: where they are trained,
-    the same by default. weights: file of the baseline's, where another study's are taken over. folder: the study's;
-    cache: shared by studies; meter: `name` and its settings."""
+    the same by default. ranks: of the largest policy, 1 or more. weights: file of the baseline's, where another study's
+    are taken over. folder: the study's; cache: shared by studies; meter: `name` and its settings."""
 
     task: Task
     workload: Workload
@@ -41,6 +41,7 @@ class Setup:
     cache: Path
     meter: Mapping[str, Any] = field(default_factory=dict)
     training_device: str | None = None
+    ranks: int = 1
     weights: Path | None = None
 
 

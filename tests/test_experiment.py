@@ -175,12 +175,11 @@ def test_the_batch_of_a_workload() -> None:
     assert free.workload.fixed_batch is None
 
 
-def test_a_cluster_gives_a_policy_one_device() -> None:
-    space = {"parallelism": {"data": {"choice": [1, 2]}}, "runtime": {"engine": "eager"}}
-    assert make(space=space).executor == "local"
-    for executor in ("ray", {"ray": {"devices": 2}}):
-        with pytest.raises(ConfigError, match=r"parallelism opens data, and on a Ray cluster a policy has one device"):
-            make(space=space, executor=executor)
+def test_the_largest_policy_of_a_space() -> None:
+    assert make().ranks == 1
+    degrees = {"data": {"choice": [4, 1, 2]}, "tensor": 2, "pipeline": {"int": {"low": 1, "high": 3}}}
+    for executor in ("local", {"ray": {"devices": 2}}):
+        assert make(space={"parallelism": degrees}, executor=executor).ranks == 4 * 2 * 3
 
 
 def test_a_found_policy_is_a_space_even_where_the_workload_fixes_the_batch() -> None:

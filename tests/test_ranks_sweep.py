@@ -96,8 +96,10 @@ HEADS = Unit(name="attention", members=("attention",), kind="attention", width=6
 @pytest.mark.parametrize(
     ("settings", "units", "target", "told"),
     [
-        ({"data": 64}, (), {}, r"threads: 1 on each of 64 ranks \(data 64\) on a machine with \d+ cores"),
-        ({"data": 64}, (), {"device": "cuda:0"}, r"data 64 wants 64 GPUs from cuda:0 on, and there are 0"),
+        ({"data": 64}, (), {"room": None}, r"threads: 1 on each of 64 ranks \(data 64\) on a machine with \d+ cores"),
+        ({"data": 64}, (), {"device": "cuda:0", "room": None}, r"data 64 wants 64 GPUs from cuda:0 on, and there are"),
+        ({"data": 2}, (), {"device": "cuda:0", "room": 1}, r"data 2 wants 2 GPUs from cuda:0 on, and there is 1"),
+        ({"data": 2}, (), {"device": "cuda:0", "room": 2}, None),  # a worker's, whatever is here
         ({"pipeline": 2, "tensor": 2}, (), {}, "pipeline and tensor in one policy"),
         ({"tensor": 2}, (HEADS,), {"engine": "onnxruntime"}, "tensor: artifacts of the engine 'onnxruntime' are whole"),
         ({"tensor": 2}, (), {}, "tensor: nothing of this model can be split"),
@@ -110,16 +112,13 @@ HEADS = Unit(name="attention", members=("attention",), kind="attention", width=6
     ],
 )
 def test_what_cannot_run_is_refused_before_it_is_launched(
-    settings: dict[str, int], units: tuple[Unit, ...], target: dict[str, str], told: str | None, monkeypatch
+    settings: dict[str, int], units: tuple[Unit, ...], target: dict[str, object], told: str | None
 ) -> None:
     import re
 
-    from autogreen.techniques import parallelism
-
-    if "64" not in str(settings):
-        monkeypatch.setattr(parallelism, "cores", lambda: 16)
     effect = Parallelism.effect((Parallelism(**settings),), units)
-    found = Parallelism.refusal(effect, units, Target(**{"device": "cpu", "engine": "eager", "batch": 64, **target}))
+    there = Target(**{"device": "cpu", "engine": "eager", "batch": 64, "room": 16, **target})
+    found = Parallelism.refusal(effect, units, there)
     assert found is None if told is None else re.search(told, str(found)), found
 
 

@@ -4,6 +4,7 @@ refused."""
 import os
 import socket
 import sys
+import time
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -70,6 +71,15 @@ def workers():
     return found
 
 
+def ranks():
+    """Processes of policies that run on several."""
+    found = []
+    for worker in workers():
+        with suppress(psutil.Error):
+            found += [child for child in worker.children() if "spawn_main" in " ".join(child.cmdline())]
+    return found
+
+
 def swept(folder: Path, **changes):
     steps = list(sweep(toys.experiment(**changes), folder, folder.parent / ".cache"))
     return steps, Store.open(folder).results()
@@ -127,6 +137,29 @@ def test_the_study_is_that_of_any_other_executor(cluster, tmp_path):
     assert all(kept[0][name].read_bytes() == kept[1][name].read_bytes() for name in both)
     for key in there.published:
         assert (tmp_path / "there" / "toy" / "scores" / f"{key}-test.npz").exists()
+
+
+def test_degrees_are_searched_and_a_relay_that_is_killed_takes_its_ranks_along(cluster, tmp_path):
+    folder, lost = tmp_path / "toy", []
+    space = {
+        "parallelism": {"data": {"choice": [1, 2]}},
+        "pruning": [{"target": "*", "ratio": {"choice": [0.0, 0.5]}}],
+        "runtime": {"engine": "eager"},
+    }
+    for step in sweep(toys.experiment(executor=on(cluster), space=space), folder, tmp_path / ".cache"):
+        if step.stage == "searching" and step.trials == 2:  # plain ones; the third has two ranks
+            end = time.monotonic() + 60.0
+            while not lost and time.monotonic() < end:
+                time.sleep(0.05)
+                lost = ranks()
+            lost[0].parent().parent().kill()
+            assert not psutil.wait_procs(lost, timeout=10.0)[1]
+    results = Store.open(folder).results()
+    failed = [trial.reason for trial in results.trials if trial.state == "failed"]
+    assert len(failed) == 1 and "its process died" in failed[0] and "takes its place" in failed[0]
+    found = [trial.evaluation for trial in results.trials if trial.state == "measured"]
+    assert {(one.recipe.data, one.measurement.items_per_call) for one in found} == {(1, 64), (2, 128)}
+    assert not workers() and not ranks()
 
 
 # -- what is refused --------------------------------------------------------------------------------------------------
@@ -230,10 +263,37 @@ def test_devices_are_gpus_or_whole_processors(tmp_path):
     assert found(cpu) == [("b", 0, 16, 0), ("a", 0, 8, 0)]  # the coordinator's own first
     assert found(on_gpu) == [("b", 0, 8, 1), ("b", 1, 8, 1)]
     assert found(trained) == [("b", 0, 16, 1)]
-    with pytest.raises(ConfigError, match="device is 'cuda:1', and under the executor ray each worker sees one GPU"):
+    assert found(replace(cpu, ranks=4)) == found(cpu) and found(replace(trained, ranks=4)) == found(trained)
+    with pytest.raises(ConfigError, match="device is 'cuda:1', and under the executor ray each worker sees GPUs of"):
         nodes.refuse_numbered(replace(cpu, device="cuda:1"))
     with pytest.raises(RefusedError, match="has no such device to give"):
         nodes.refuse_too_many(None, [], "auto")
+
+
+@pytest.mark.parametrize(
+    ("degree", "seats"), [(1, [1, 2, 4, 8]), (2, [0, 1, 2, 4]), (3, [0, 0, 1, 2]), (4, [0, 0, 1, 2])]
+)
+def test_a_policy_has_all_its_gpus_on_one_node(tmp_path, degree, seats):
+    there = [node(str(gpus), CPU=32.0, GPU=gpus) for gpus in (1, 2, 4, 8)]
+    found = nodes.places(there, "", replace(setup(tmp_path), device="cuda:0", ranks=degree))
+    assert [sum(place.node == one["NodeID"] for place in found) for one in there] == seats
+    assert {place.gpus for place in found} == {degree}
+    assert {place.cpus for place in found if place.node == "888"} == {32 // seats[-1]}
+
+
+def test_degrees_that_no_node_has_gpus_for(tmp_path):
+    there = [node("a", CPU=8.0, GPU=2.0), node("b", CPU=8.0, GPU=8.0, alive=False)]
+    wide = replace(setup(tmp_path), device="cuda:0", ranks=4)
+    for known, most in ((there, 2), ([], 0)):
+        told = rf"comes to 4 GPUs a policy .+, and no node .+ has more than {most}\. Lower the degrees, or start"
+        with pytest.raises(RefusedError, match=told):
+            nodes.refuse_too_large(known, wide, "auto")
+    nodes.refuse_too_large(there, replace(wide, device="cpu"), "auto")
+    there.append(node("c", CPU=8.0, GPU=4.0))
+    nodes.refuse_too_large(there, wide, "auto")
+    told = r"devices is 2, and the Ray cluster at 'auto' has 1 of 4 GPUs each \(node c .+: 1\)\. Write 1 or fewer"
+    with pytest.raises(RefusedError, match=told):
+        nodes.refuse_too_many(2, nodes.places(there, "", wide), "auto")
 
 
 @pytest.fixture
@@ -304,6 +364,17 @@ def test_what_a_job_leaves_comes_back_whole(parcel):
     assert {path.name for path in (here / "run/artifacts/key").iterdir()} == {"model.pt2", "recipe.json"}
     sent.send(Job(call="publish", arguments={"reference": "key"}))
     assert written == [] and not (there / "study/artifacts/.half.123").exists()
+
+
+def test_the_boards_of_a_relay_keep_their_order(tmp_path, monkeypatch):
+    """Ray gives them in any, and a study goes on only where the first is the same."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    for given, told in (("10,8,9", ("8", "9", "10")), ("GPU-b,GPU-a", ("GPU-a", "GPU-b")), ("", ())):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+        device = relay.Relay([], str(Path.cwd()), os.environ.get("OMP_NUM_THREADS"))
+        assert device.place()[1] == told and os.environ["CUDA_VISIBLE_DEVICES"] == ",".join(told)
+        device.close()
 
 
 def test_the_folder_of_a_relay_that_was_killed_is_removed_by_the_next(tmp_path, monkeypatch):

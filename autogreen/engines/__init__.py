@@ -39,6 +39,15 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def room(device: str) -> int:
+    """Processors for the ranks of a policy: GPUs from `device` on that this process sees, or its cores."""
+    if not device.startswith("cuda"):
+        return cores()
+    import torch
+
+    return torch.cuda.device_count() - int(device.partition(":")[2] or 0)
+
+
 def environment(device: str) -> dict[str, str]:
     """Variables of every process that measures or verifies on a device; what the user has set himself goes before."""
     # Compilers run as our own children: billed, and gone with their process group. On a GPU more than one would mean a

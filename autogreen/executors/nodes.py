@@ -10,8 +10,8 @@ from autogreen.workbench import Setup
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """A device of the cluster. node: Ray's id; name: for people; number: of the node's devices. cpus, gpus: its share
-    of what Ray gives out there."""
+    """A device of the cluster: what one policy at a time has to itself. node: Ray's id; name: for people; number: of
+    the node's devices. cpus, gpus: its share of what Ray gives out there."""
 
     node: str
     name: str
@@ -21,16 +21,15 @@ class Place:
 
 
 def places(nodes: Iterable[Mapping[str, Any]], own: str, setup: Setup) -> list[Place]:
-    """The devices of living nodes (`ray.nodes()`): every GPU, or every node's processor as a whole. Those of the node
-    `own` stand first."""
-    found = []
+    """The devices of living nodes (`ray.nodes()`): as many GPUs as the largest policy occupies, or a node's processor
+    as a whole, with a GPU if policies are trained on one. Those of the node `own` stand first."""
+    found, share = [], _gpus(setup)
     for node in nodes:
         cpus, gpus = (int(node["Resources"].get(kind, 0)) for kind in ("CPU", "GPU"))
-        count = gpus if _on_gpu(setup.device) else min(cpus, 1)
-        if _on_gpu(setup.training_device):
-            count = min(count, gpus)
+        count = gpus // share if share else cpus
+        if not _on_gpu(setup.device):
+            count = min(count, cpus, 1)
         name = f"node {node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
-        share = 1 if _on_gpu(setup.device, setup.training_device) else 0
         for number in range(count if node["Alive"] else 0):
             found.append(Place(node=node["NodeID"], name=name, number=number, cpus=cpus // count, gpus=share))
     return sorted(found, key=lambda place: (place.node != own, place.name, place.node, place.number))
@@ -42,9 +41,20 @@ def refuse_numbered(setup: Setup) -> None:
         device = getattr(setup, key)
         if _on_gpu(device) and device not in ("cuda", "cuda:0"):
             raise ConfigError(
-                f"{key} is {device!r}, and under the executor ray each worker sees one GPU, its own, as cuda:0. Write "
-                "that; executor.ray.devices says how many are taken."
+                f"{key} is {device!r}, and under the executor ray each worker sees GPUs of its own, from cuda:0 on. "
+                "Write that; executor.ray.devices says how many workers there are."
             )
+
+
+def refuse_too_large(nodes: Iterable[Mapping[str, Any]], setup: Setup, address: str) -> None:
+    """Refuse degrees of parallelism for which no node has GPUs enough."""
+    most = max((int(node["Resources"].get("GPU", 0)) for node in nodes if node["Alive"]), default=0)
+    if 1 < _gpus(setup) > most:
+        raise RefusedError(
+            f"space.parallelism comes to {setup.ranks} GPUs a policy (the largest data x tensor x pipeline), and no "
+            f"node of the Ray cluster at {address!r} has more than {most}. Lower the degrees, or start a node with as "
+            "many GPUs."
+        )
 
 
 def refuse_too_many(wanted: int | None, found: list[Place], address: str) -> None:
@@ -56,8 +66,9 @@ def refuse_too_many(wanted: int | None, found: list[Place], address: str) -> Non
         )
     if wanted is not None and wanted > len(found):
         counted = {place.node: f"{place.name}: {place.number + 1}" for place in found}
+        each = f" of {found[0].gpus} GPUs each" if found[0].gpus > 1 else ""
         raise RefusedError(
-            f"executor.ray.devices is {wanted}, and the Ray cluster at {address!r} has {len(found)} "
+            f"executor.ray.devices is {wanted}, and the Ray cluster at {address!r} has {len(found)}{each} "
             f"({', '.join(counted.values())}). Write {len(found)} or fewer, or start more nodes."
         )
 
@@ -98,5 +109,10 @@ def versions() -> Callable[[], dict[str, str]]:
     return found
 
 
-def _on_gpu(*devices: str | None) -> bool:
-    return any(device is not None and device.startswith("cuda") for device in devices)
+def _gpus(setup: Setup) -> int:
+    """GPUs of one device of the cluster: ranks of one policy run on its processor together, or on a GPU each."""
+    return setup.ranks if _on_gpu(setup.device) else int(_on_gpu(setup.training_device))
+
+
+def _on_gpu(device: str | None) -> bool:
+    return device is not None and device.startswith("cuda")

@@ -4,6 +4,9 @@
     Ray.submit(job)  ---files, job--->   Relay  --->  the worker process that `local` has
     Ray.next_done()  <---Done, files---
 
+A device is what one policy at a time has to itself: the processor of a node, or as many GPUs of one node as the largest
+policy of the search occupies, so that trials stay side by side where a policy has several ranks.
+
 The device that stands first is the study's home: references, probes and finalists are measured there, because whatever
 is asked alone takes the first free slot. Trials take any. Each is measured beside the reference on its own device, so
 its ratio is to that; all devices are of one model, and every node has the coordinator's versions, or the search is
@@ -26,9 +29,17 @@ from autogreen import hardware
 from autogreen.errors import AutogreenError, ConfigError, EvaluationError, LostError, RefusedError, StudyError
 from autogreen.executors import Done, Job, translated
 from autogreen.executors.local import GRACE_S
-from autogreen.executors.nodes import Place, places, refuse_numbered, refuse_other, refuse_too_many, versions
+from autogreen.executors.nodes import (
+    Place,
+    places,
+    refuse_numbered,
+    refuse_other,
+    refuse_too_large,
+    refuse_too_many,
+    versions,
+)
 from autogreen.executors.parcels import Parcels
-from autogreen.executors.relay import Relay
+from autogreen.executors.relay import Relay, by_number
 from autogreen.workbench import Setup
 
 ANSWER_S = 15.0  # for a cluster to be there
@@ -42,8 +53,8 @@ CONNECT = "import ray, sys; ray.init(sys.argv[1], configure_logging=False, log_t
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """address: `auto`, the cluster that this machine is a node of, or its HOST:PORT. devices: how many to take; None:
-    all there are."""
+    """address: `auto`, the cluster that this machine is a node of, or its HOST:PORT. devices: how many to take, 1
+    or more, each with all GPUs that one policy may occupy; None: all there are."""
 
     address: str = "auto"
     devices: int | None = None
@@ -57,11 +68,11 @@ class Settings:
 
 @dataclass(kw_only=True)
 class Seat:
-    """A device that is ours. board: of several at a node. answer: what comes back for the job, in Ray's terms."""
+    """A device that is ours. boards: its GPUs, by number. answer: what comes back for the job, in Ray's terms."""
 
     place: Place
     relay: Any
-    board: str = ""
+    boards: tuple[str, ...] = ()
     parcels: Parcels = field(init=False)
     job: Job | None = None
     answer: Any = None
@@ -89,6 +100,7 @@ class Ray:
         self._begun = 0
         try:
             self._own = {**versions()(), **hardware.identity(hardware.describe(setup.device))}
+            refuse_too_large(self._ray.nodes(), setup, address)
             there = self._places()
             refuse_too_many(devices, there, address)
             self._take(there[:devices])
@@ -220,7 +232,7 @@ class Ray:
             raise
         # boards of a node by their number: the first is then the same one the next time
         order = {place.node: number for number, place in enumerate(wanted)}
-        self._seats += sorted(seats, key=lambda seat: (order[seat.place.node], len(seat.board), seat.board))
+        self._seats += sorted(seats, key=lambda seat: (order[seat.place.node], [*map(by_number, seat.boards)]))
 
     def _ask(self, function: Any, node: str) -> Any:
         return self._ray.remote(function).options(num_cpus=0, scheduling_strategy=self._bound(node)).remote()
@@ -242,7 +254,7 @@ class Ray:
 
     def _begin(self, seat: Seat) -> None:
         try:
-            folder, seat.board = self._ray.get(seat.relay.place.remote(), timeout=START_S)
+            folder, seat.boards = self._ray.get(seat.relay.place.remote(), timeout=START_S)
         except self._ray.exceptions.GetTimeoutError:
             raise RefusedError(
                 f"{seat.place.name}: no device was free within {START_S:.0f} s; other jobs of the cluster hold it. "

@@ -32,15 +32,19 @@ class Relay:
         os.environ.pop("OMP_NUM_THREADS", None)
         if threads is not None:
             os.environ["OMP_NUM_THREADS"] = threads
+        boards = filter(None, os.environ.get("CUDA_VISIBLE_DEVICES", "").split(","))
+        if given := sorted(boards, key=by_number):  # in any order, and the first is the one whose name a study keeps
+            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(given)
+        self._boards = tuple(given)
         self._folder = _own_folder()
         for part in ("study/artifacts", "study/scores", "cache"):
             (self._folder / part).mkdir(parents=True)
         self._known: dict[str, Stamp] = {}
         self._worker: Worker | None = None
 
-    def place(self) -> tuple[str, str]:
-        """Its folder, and the board that it was given."""
-        return str(self._folder), os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    def place(self) -> tuple[str, tuple[str, ...]]:
+        """Its folder, and the boards that it was given: cuda:0 of the worker, cuda:1 and so on."""
+        return str(self._folder), self._boards
 
     def begin(self, setup: bytes, device: str, log: str) -> None:
         """Take what every job needs. setup: pickled, with the folders of here. log: name of the worker's own output."""
@@ -92,6 +96,11 @@ class Relay:
         if self._worker is not None:
             self._worker.close()
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def by_number(board: str) -> tuple[int, str]:
+    """What boards are sorted by: their numbers, or their UUIDs."""
+    return len(board), board
 
 
 def _thing(name: str) -> str:

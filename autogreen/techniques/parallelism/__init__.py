@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from math import inf, prod
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from autogreen.engines import DEGREES, cores
+from autogreen.engines import DEGREES, room
 from autogreen.errors import ConfigError
 from autogreen.techniques import Target, Technique, Unit
 
@@ -84,27 +84,28 @@ class Parallelism(Technique):
     def refusal(cls, effect: dict[str, Any], units: Sequence[Unit], target: Target) -> str | None:
         degrees = {name: effect[name] for name in DEGREES if name in effect}
         return (
-            _too_many(effect["threads"], degrees, target.device)
+            _too_many(effect["threads"], degrees, target)
             or (_not_carried(degrees, target.engine) if degrees.keys() - {"data"} else None)
             or (_remembering(target.changing) or _uneven(effect, target.batch) if "pipeline" in degrees else None)
             or (_unsplit(degrees["tensor"], units) if "tensor" in degrees else None)
         )
 
 
-def _too_many(threads: int, degrees: dict[str, int], device: str) -> str | None:
+def _too_many(threads: int, degrees: dict[str, int], target: Target) -> str | None:
     """Why there is no room for the ranks, or none for them to speak with each other."""
+    device = target.device
+    here = room(device) if target.room is None else target.room
     ranks = prod(degrees.values())
     told = " x ".join(f"{name} {degree}" for name, degree in degrees.items())
     if not device.startswith("cuda"):
-        if threads * ranks > cores():
+        if threads * ranks > here:
             of_ranks = f"threads: {threads}" + (f" on each of {ranks} ranks ({told})" if ranks > 1 else "")
-            return f"{of_ranks} on a machine with {cores()} cores for this process"
+            return f"{of_ranks} on a machine with {here} cores for this process"
         return None
     if ranks == 1:
         return None
     import torch
 
-    here = torch.cuda.device_count() - int(device.partition(":")[2] or 0)
     if ranks > here:
         return f"{told} wants {ranks} GPUs from {device} on, and there {'is' if here == 1 else 'are'} {here}"
     if degrees.keys() - {"data"} and not torch.distributed.is_nccl_available():
