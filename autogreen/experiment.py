@@ -24,7 +24,6 @@ carbon: {g_per_kwh: 380, source: "..., 2025"}  # grams of CO2 equivalent; absent
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass
-from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -204,8 +203,9 @@ class Experiment:
 
     @property
     def ranks(self) -> int:
-        """On how many ranks a policy of the space runs at most: the product of the largest degrees of parallelism."""
-        return prod(max(self.space.options("parallelism", name), default=1) for name in DEGREES)
+        """On how many ranks a policy of the space runs at most; tensor and pipeline go into no policy together."""
+        data, tensor, pipeline = (max(self.space.options("parallelism", name), default=1) for name in DEGREES)
+        return int(data * max(tensor, pipeline))
 
     @property
     def task_text(self) -> str:

@@ -43,6 +43,7 @@ __all__ = ["Front", "Point", "dominates", "hypervolume", "progress"]
 
 STANDING = 0.02  # a probability below which a policy is beaten for sure
 MEMBER = 0.1  # from here on it belongs to the front
+NEGLIGIBLE = 1e-3  # of the loss that is tolerated: by less than that nothing is better
 RULES = (
     "knee",
     "cheapest",
@@ -81,10 +82,10 @@ def _no_worse(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
     return all(a <= b for a, b in zip(one, other, strict=True))
 
 
-def _probabilities(points: list[Point]) -> list[float]:
+def _probabilities(points: list[Point], results: Results) -> list[float]:
     from autogreen.membership import probabilities  # numpy: a front is also opened where nothing is computed
 
-    return probabilities(points)
+    return probabilities(points, NEGLIGIBLE * results.reference_point[0])
 
 
 def standing(results: Results) -> dict[str, Point]:
@@ -97,7 +98,7 @@ def standing(results: Results) -> dict[str, Point]:
         if trial.feasible and (point := place_trial(results, trial, fresh=False)) is not None:
             found.setdefault(point.id, point)
     candidates = sorted(found.values(), key=_cheapest_first)
-    likely = zip(candidates, _probabilities(candidates), strict=True)
+    likely = zip(candidates, _probabilities(candidates, results), strict=True)
     return {point.id: point for point, probability in likely if probability >= STANDING}
 
 
@@ -132,7 +133,7 @@ class Front:
             if (point := place_trial(results, trial)) is not None:
                 points.setdefault(point.id, point)
         stand = sorted((points[name] for name in standing(results) if name in points), key=_cheapest_first)
-        likely = zip(stand, _probabilities(stand), strict=True)
+        likely = zip(stand, _probabilities(stand, results), strict=True)
         chosen = [replace(point, probability=share) for point, share in likely if share >= MEMBER]
         members = tuple(replace(point, ties=_ties(point, chosen)) for point in chosen)
         held = {point.id for point in members}

@@ -5,6 +5,12 @@ as its interval; of so many draws of all places together, the share in which not
 as independent. They are not quite: losses are judged on the same examples, and what is hard for one policy is hard for
 its neighbour, so policies are somewhat better told apart than this says. What one policy's error is drawn as depends
 on that policy alone: more policies only ever make the others less likely.
+
+Losses that differ by next to nothing count as equal: two programs that compute the same round differently, and of their
+losses of 1e-9 one is smaller.
+
+Source: Laumanns et al., Combining Convergence and Diversity in Evolutionary Multiobjective Optimization, Evolutionary
+Computation 10(3), 2002 (dominance of boxes).
 """
 
 import math
@@ -33,8 +39,8 @@ class Placed(Protocol):
     def axes(self) -> tuple[Interval, ...]: ...
 
 
-def probabilities(points: Sequence[Placed]) -> list[float]:
-    """Of each one to be dominated by no other, from 0 to 1."""
+def probabilities(points: Sequence[Placed], negligible: float = 0.0) -> list[float]:
+    """Of each one to be dominated by no other, from 0 to 1. negligible: losses are compared in steps of it."""
     if not points:
         return []
     placed = [(point.axes[0], *map(_logarithm, point.axes[1:])) for point in points]
@@ -47,7 +53,10 @@ def probabilities(points: Sequence[Placed]) -> list[float]:
     held = np.zeros(len(near))
     for start in range(0, DRAWS, AT_ONCE):
         drawn = np.stack([one[start : start + AT_ONCE] for one in chance], axis=1)
-        held += _undominated(means + errors * drawn).sum(0)
+        places = means + errors * drawn
+        if negligible:
+            places[..., 0] = np.round(places[..., 0] / negligible)
+        held += _undominated(places).sum(0)
     shares = np.zeros(len(points))
     shares[near] = held / DRAWS
     return [float(share) for share in shares]

@@ -41,23 +41,37 @@ def references(
     if "baseline" in found:
         return
     plain = Evaluation.from_json(found["plain"])
-    candidates = [plain]
+    candidates, known = [plain], store.get("runtimes", {})
     for effect in (other for other in runtimes(space, anatomy, device) if other.id != plain.effect.id):
-        yield f"best runtime: {runtime_of(effect)}"
-        try:
-            candidates.append(jobs.evaluate(Request(effect=effect, reference=plain.key)))
-        except (RefusedError, EvaluationError) as error:  # a model that no graph holds, a mode that fails on it
-            refused.setdefault(f"best runtime: {error}", []).append(runtime_of(effect))
-            yield f"{runtime_of(effect)} does not run the model: {error}"
-    late = [one for one in candidates if max(workload.excess(one.measurement).values(), default=0.0) > 0]
+        if effect.id not in known:
+            yield f"best runtime: {runtime_of(effect)}"
+            try:
+                known = {**known, effect.id: jobs.evaluate(Request(effect=effect, reference=plain.key)).to_json()}
+            except (RefusedError, EvaluationError) as error:  # a model that no graph holds, a mode that fails on it
+                refused.setdefault(f"best runtime: {error}", []).append(runtime_of(effect))
+                yield f"{runtime_of(effect)} does not run the model: {error}"
+                continue
+            store.put("runtimes", known)
+        candidates.append(Evaluation.from_json(known[effect.id]))
+        store.keep_only({plain.key, _best(candidates, workload).key})
+    late = [one for one in candidates if _is_late(one, workload)]
     yield from (f"{_late(one, workload)}: it is no baseline" for one in late)
     if len(late) == len(candidates):
         raise StudyError(_none_in_time(late, workload))
-    best = min((one for one in candidates if one not in late), key=lambda one: one.ratio.mean if one.ratio else 1.0)
+    best = _best(candidates, workload)
     found["baseline"] = replace(best, loss=None, ratio=None).to_json()
     if best is not plain:  # state plain use against the baseline, like everything else: the same pairs
         found["plain"] = replace(plain, loss=_negated(best.loss), ratio=_inverted(best.ratio)).to_json()
     store.put("references", found)
+
+
+def _best(candidates: Sequence[Evaluation], workload: Workload) -> Evaluation:
+    """The cheapest in time."""
+    return min(candidates, key=lambda one: (_is_late(one, workload), one.ratio.mean if one.ratio else 1.0))
+
+
+def _is_late(one: Evaluation, workload: Workload) -> bool:
+    return max(workload.excess(one.measurement).values(), default=0.0) > 0
 
 
 def _late(one: Evaluation, workload: Workload) -> str:

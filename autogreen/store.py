@@ -11,7 +11,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +27,7 @@ from autogreen.policy import FORMAT
 from autogreen.results import Bill, Results, TrialResult
 from autogreen.schema import parse_json
 
+KEEP_BYTES, KEEP_TIMES = 5e9, 4  # of artifacts on disk
 DIRECTIONS: dict[str, Literal["maximize", "minimize"]] = {  # energy: joules per item over the baseline's
     "quality": "maximize",
     "energy": "minimize",
@@ -205,14 +206,17 @@ class Store:
         except (OSError, EvaluationError):
             return None
 
-    def keep_only(self, keys: set[str], max_bytes: float) -> None:
-        """Delete the artifacts of all other keys, and then the largest ones until the cap holds."""
+    def keep_only(self, always: Collection[str], others: Collection[str] = ()) -> None:
+        """Delete the artifacts of all other keys. Of `others` the largest go too, until what is left takes no more than
+        `KEEP_BYTES`, or `KEEP_TIMES` what the largest of `always` takes."""
         found = [path for path in (self.folder / "artifacts").iterdir() if path.is_dir()]
         for path in found:
-            if path.name not in keys:
+            if path.name not in (*always, *others):
                 shutil.rmtree(path, ignore_errors=True)
-        kept = sorted((path for path in found if path.exists()), key=_size)
-        while kept and sum(map(_size, kept)) > max_bytes:
+        sizes = {path: _size(path) for path in found if path.exists()}
+        cap = max(KEEP_BYTES, KEEP_TIMES * max((sizes[path] for path in sizes if path.name in always), default=0))
+        kept = sorted((path for path in sizes if path.name not in always), key=sizes.__getitem__)
+        while kept and sum(sizes[path] for path in kept) > cap:
             shutil.rmtree(kept.pop(), ignore_errors=True)
 
     def results(self) -> Results:

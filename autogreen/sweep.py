@@ -38,7 +38,6 @@ from autogreen.strategies import WASTED
 from autogreen.workbench import Setup
 
 HOPELESS = 20  # trials in a row that fail before the search gives up
-KEEP_BYTES = 5e9  # artifacts kept on disk
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -324,7 +323,7 @@ class _Run:
             )
             self._tell_values(trial, evaluation, violations)
         held = {point.evaluation.key for point in standing(self.store.results()).values()}
-        self.store.keep_only(held | references.keys(self.store), KEEP_BYTES)
+        self.store.keep_only(references.keys(self.store), held)
 
     def _tell_again(self, trial: optuna.Trial, twin: optuna.trial.FrozenTrial) -> None:
         """One effect is evaluated once; proposed again, it teaches the sampler what is known."""

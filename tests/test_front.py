@@ -284,6 +284,12 @@ def test_two_devices_stand_where_latency_is_an_objective_and_nowhere_else() -> N
         found.pick("cheapest:latency<=0.001")
 
 
+def test_losses_that_differ_by_rounding_are_equal() -> None:
+    """Two programs that compute the same; the second costs twice as much."""
+    assert numbers(front((1e-9, 0.5), (0.0, 1.0), noise=(2e-9, 0.02))) == [0]
+    assert numbers(front((1e-3, 0.5), (0.0, 1.0), noise=(2e-9, 0.02))) == [0, 1], "a hundredth of what is tolerated"
+
+
 def test_membership_on_three_axes_is_as_counted_one_by_one() -> None:
     from autogreen.membership import _undominated
 

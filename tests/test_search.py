@@ -483,6 +483,43 @@ def test_artifacts_of_dominated_policies_are_evicted(swept):
     assert front.baseline.evaluation.key in kept
 
 
+def test_the_cap_on_artifacts_never_takes_what_policies_are_compared_with(tmp_path, monkeypatch):
+    """And it grows with them: the artifacts of a large model are large."""
+    store = Store.create(tmp_path / "toy")
+    for name, size in {"baseline": 400, "plain": 400, "large": 1500, "middle": 900, "small": 600, "beaten": 1}.items():
+        (store.folder / "artifacts" / name).mkdir()
+        (store.folder / "artifacts" / name / "model.pt2").write_bytes(b"x" * size)
+    monkeypatch.setattr("autogreen.store.KEEP_BYTES", 1000)
+    store.keep_only({"baseline", "plain"}, {"large", "middle", "small"})
+    assert {path.name for path in (store.folder / "artifacts").iterdir()} == {"baseline", "plain", "middle", "small"}
+
+
+def test_runtimes_that_were_measured_are_not_measured_again(tmp_path, monkeypatch):
+    """A search that is killed while it looks for the best one goes on with the next, and keeps the artifact of the
+    best alone."""
+    from autogreen.jobs import Jobs
+
+    folder, evaluate = tmp_path / "toy", Jobs.evaluate
+    asked = []
+
+    def stop_at_the_third(self, request):
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        asked.append(request.key)
+        return evaluate(self, request)
+
+    space = {"parallelism": {"threads": {"choice": [1, 2]}}, "runtime": {"engine": "eager"}}
+    monkeypatch.setattr(Jobs, "evaluate", stop_at_the_third)
+    monkeypatch.setattr("autogreen.experiment.Experiment.refuse_untellable", lambda self, tier: None)
+    with pytest.raises(KeyboardInterrupt):
+        run(folder, space=space)
+    monkeypatch.setattr(Jobs, "evaluate", lambda self, request: (asked.append(request.key), evaluate(self, request))[1])
+    run(folder, space=space, budget={"trials": 1})
+    assert len(asked) == len(set(asked)) >= 4
+    held = {path.name for path in (folder / "artifacts").iterdir()}
+    assert len(held & set(asked[:4])) <= 2, "plain use and the best"
+
+
 def test_a_dry_run_tells_holes_refusals_and_costs(tmp_path):
     told = plan(toys.experiment(), tmp_path / "dry", tmp_path)
     assert set(told["holes"]) >= {"distillation.alpha"} and told["seconds"] > 0 and told["energy_j"] > 0

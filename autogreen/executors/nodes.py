@@ -51,9 +51,9 @@ def refuse_too_large(nodes: Iterable[Mapping[str, Any]], setup: Setup, address: 
     most = max((int(node["Resources"].get("GPU", 0)) for node in nodes if node["Alive"]), default=0)
     if 1 < _gpus(setup) > most:
         raise RefusedError(
-            f"space.parallelism comes to {setup.ranks} GPUs a policy (the largest data x tensor x pipeline), and no "
-            f"node of the Ray cluster at {address!r} has more than {most}. Lower the degrees, or start a node with as "
-            "many GPUs."
+            f"space.parallelism comes to {setup.ranks} GPUs a policy (data times the larger of tensor and pipeline), "
+            f"and no node of the Ray cluster at {address!r} has more than {most}. Lower the degrees, or start a node "
+            "with as many GPUs."
         )
 
 

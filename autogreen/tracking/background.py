@@ -16,6 +16,7 @@ that ends.
 import json
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -35,7 +36,8 @@ class Background:
         self._process: subprocess.Popen[str]
 
     def __enter__(self) -> "Background":
-        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+        self._complaints = tempfile.TemporaryFile("w+", errors="replace")  # a pipe that nobody reads would fill up
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self._complaints}
         # a session of its own: Ctrl-C is the sweep's, which then closes the pipe
         self._process = subprocess.Popen(self._command, text=True, start_new_session=True, **pipes)
         return self
@@ -43,6 +45,7 @@ class Background:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._process.kill()
         self._process.communicate()
+        self._complaints.close()
 
     def finish(self, limit_s: float) -> str:
         """The sweep is done: wait for the rest of the mirror, but not long; return the link to the view.
@@ -56,7 +59,9 @@ class Background:
         except subprocess.TimeoutExpired:
             raise TrackingError(f"MLflow is not filled yet after {limit_s:.0f} s.") from None
         except (OSError, ValueError):
-            raise TrackingError("the process that fills MLflow ended early.") from None
+            self._complaints.seek(0)
+            last = (self._complaints.read().strip().splitlines() or [f"exit status {self._process.poll()}"])[-1]
+            raise TrackingError(f"the process that fills MLflow ended early ({last}).") from None
         if "error" in found:
             raise TrackingError(found["error"])
         return str(found["link"])
