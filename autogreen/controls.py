@@ -29,18 +29,18 @@ def untouched(
 def runtimes(space: SearchSpace, anatomy: Anatomy, device: str) -> Iterator[Effect]:
     """The uncompressed model in PyTorch's own engines and in every other one that the space lets a policy have and that
     runs here; on a GPU with and without a CUDA graph; with every compiler mode, thread count, batch and batch
-    delay of the space."""
+    delay of the space, batch by batch."""
     engines = dict.fromkeys(("eager", "inductor", *space.options("runtime", "engine")))
     knobs = (
+        space.options("parallelism", "batch") or (None,),
+        space.options("parallelism", "batch_delay_s") or (None,),
         [engine for engine in engines if ENGINES[engine].missing(device) is None],
         space.options("runtime", "mode") or ("default",),
         (False, True) if device.startswith("cuda") else (False,),
         space.options("parallelism", "threads") or (1,),
-        space.options("parallelism", "batch") or (None,),
-        space.options("parallelism", "batch_delay_s") or (None,),
     )
     seen = set()
-    for engine, mode, cuda_graph, threads, batch, batch_delay_s in product(*knobs):
+    for batch, batch_delay_s, engine, mode, cuda_graph, threads in product(*knobs):
         runtime = {"engine": engine, "mode": mode, "cuda_graph": cuda_graph}
         effect = untouched(space, anatomy, runtime, threads, batch, batch_delay_s)
         if effect.id not in seen:  # a mode says nothing to an engine that does not compile

@@ -11,10 +11,12 @@ from autogreen.errors import EvaluationError, RefusedError, StudyError
 from autogreen.evaluation import Evaluation, Request
 from autogreen.jobs import Jobs
 from autogreen.measurement import Interval
+from autogreen.policy import Effect
 from autogreen.space import SearchSpace
 from autogreen.store import Store
 from autogreen.workload import Workload
 
+FAR = 1.3  # times the joules of the best runtime of one batch, above which a runtime is not tried at others
 NO_FLOOR_LOSS = 0.2  # loss of the reference point where no quality floor is set
 
 
@@ -28,7 +30,8 @@ def references(
     refused: dict[str, list[str]],
 ) -> Iterator[str]:
     """Measure plain use and the best runtime of the same weights; tell what is next. A runtime that does not run the
-    model is added to `refused`, with the reason. The best one of a server keeps to its limit.
+    model is added to `refused`, with the reason. Of several batches the smallest shows which runtimes are tried at the
+    others; those of a server all are, and the best one keeps to its limit.
 
     Raises:
         StudyError: none keeps to it.
@@ -43,6 +46,8 @@ def references(
     plain = Evaluation.from_json(found["plain"])
     candidates, known = [plain], store.get("runtimes", {})
     for effect in (other for other in runtimes(space, anatomy, device) if other.id != plain.effect.id):
+        if workload.p95_s is None and _is_far(effect, candidates):
+            continue
         if effect.id not in known:
             yield f"best runtime: {runtime_of(effect)}"
             try:
@@ -65,9 +70,29 @@ def references(
     store.put("references", found)
 
 
+def _is_far(effect: Effect, candidates: Sequence[Evaluation]) -> bool:
+    """Whether its engine, mode, graph and threads were far from the best at the batch of plain use."""
+    kind, grouping = _split(effect)
+    _, first = _split(candidates[0].effect)
+    there = [one for one in candidates if _split(one.effect)[1] == first]
+    own = [one for one in there if _split(one.effect)[0] == kind]
+    return grouping != first and any(_ratio(one) > FAR * min(map(_ratio, there)) for one in own)
+
+
+def _split(effect: Effect) -> tuple[dict[str, Any], dict[str, Any]]:
+    """How it runs, and what it treats at once."""
+    knobs = {**effect.parts["runtime"], **effect.parts.get("parallelism", {})}
+    grouping = {name: knobs.pop(name) for name in ("batch", "batch_delay_s") if name in knobs}
+    return knobs, grouping
+
+
+def _ratio(one: Evaluation) -> float:
+    return one.ratio.mean if one.ratio else 1.0
+
+
 def _best(candidates: Sequence[Evaluation], workload: Workload) -> Evaluation:
     """The cheapest in time."""
-    return min(candidates, key=lambda one: (_is_late(one, workload), one.ratio.mean if one.ratio else 1.0))
+    return min(candidates, key=lambda one: (_is_late(one, workload), _ratio(one)))
 
 
 def _is_late(one: Evaluation, workload: Workload) -> bool:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import cloudpickle
@@ -24,6 +25,7 @@ from autogreen.plan import plan
 from autogreen.samplers import make_sampler
 from autogreen.store import Store
 from autogreen.sweep import sweep
+from autogreen.testing import scripted_evaluation
 
 cloudpickle.register_pickle_by_value(toys)
 pytestmark = pytest.mark.filterwarnings(
@@ -518,6 +520,24 @@ def test_runtimes_that_were_measured_are_not_measured_again(tmp_path, monkeypatc
     assert len(asked) == len(set(asked)) >= 4
     held = {path.name for path in (folder / "artifacts").iterdir()}
     assert len(held & set(asked[:4])) <= 2, "plain use and the best"
+
+
+def test_a_runtime_that_is_far_from_the_best_at_one_batch_is_not_tried_at_others():
+    from autogreen.policy import Effect
+    from autogreen.references import _is_far
+
+    def run_so(engine: str, batch: int) -> Effect:
+        return Effect.of({"runtime": {"engine": engine}, "parallelism": {"threads": 1, "batch": batch}})
+
+    def found(engine: str, ratio: float | None, batch: int = 1):
+        return replace(scripted_evaluation(0.0, ratio), effect=run_so(engine, batch))
+
+    measured = [found("eager", None), found("inductor", 0.5), found("aot", 0.6), found("inductor", 0.1, batch=8)]
+    asked = {engine: _is_far(run_so(engine, 8), measured) for engine in ("eager", "inductor", "aot", "onnxruntime")}
+    assert asked == {"eager": True, "inductor": False, "aot": False, "onnxruntime": False}, (
+        "of the last nothing is known"
+    )
+    assert not _is_far(run_so("eager", 1), measured), "at the first batch all are"
 
 
 def test_a_dry_run_tells_holes_refusals_and_costs(tmp_path):
