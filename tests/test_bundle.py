@@ -452,14 +452,14 @@ Entries = dict[str, bytes]
 
 
 def rename(old: str, new: str) -> Callable[[Entries], None]:
-    return lambda entries: entries.update({f"full/{new}": entries.pop(f"full/{old}")})
+    return lambda entries: entries.update({f"model/{new}": entries.pop(f"model/{old}")})
 
 
 def edit(name: str, change: Callable[[Any], object]) -> Callable[[Entries], None]:
     def apply(entries: Entries) -> None:
-        data = json.loads(entries[f"full/{name}"])
+        data = json.loads(entries[f"model/{name}"])
         change(data)
-        entries[f"full/{name}"] = json.dumps(data).encode()
+        entries[f"model/{name}"] = json.dumps(data).encode()
 
     return apply
 
@@ -475,14 +475,14 @@ FIRST = ("graph_module", "graph", "nodes", 0)
 @pytest.mark.parametrize(
     ("change", "message"),
     [  # PyTorch's reader ignores case, and reads the old layout before the new one
-        (add("full/data/sample_inputs/model.pt"), "pickled sample inputs"),
+        (add("model/data/sample_inputs/model.pt"), "pickled sample inputs"),
         (
             rename("data/sample_inputs/model.pt", "data/SAMPLE_INPUTS/model.pt"),
             "no export",
         ),
-        (add("full/data/weights/model.pt"), "no export"),
-        (add("full/data/aotinductor/model/x.so"), "no export"),
-        (add("full/data/constants/opaque_obj_0"), "no export"),
+        (add("model/data/weights/model.pt"), "no export"),
+        (add("model/data/aotinductor/model/x.so"), "no export"),
+        (add("model/data/constants/opaque_obj_0"), "no export"),
         (add("other/archive_format"), "laid out"),
         (edit(WEIGHTS, put(("config", "0.weight", "use_pickle"), True)), "as a pickle"),
         (

@@ -1,11 +1,11 @@
 """The artifact that eager and inductor share: a torch.export program without pickles, dead weights or build paths.
 
-`torch.export.save` adds the sample inputs as a pickle, and loading falls back to full unpickling: a crafted file runs
-code. What is written here holds none, and `refuse_code` is asked before anything is loaded.
+`torch.export.save` adds the sample inputs, where a program has them, as a pickle, and loading falls back to full
+unpickling: a crafted file runs code. What is written here holds none, and `refuse_code` is asked before anything is
+loaded.
 """
 
 import copy
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -49,13 +49,9 @@ def save(model: nn.Module, example: Inputs, folder: Path) -> None:
     program = export(model, example)
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # paths of the machine it was built on
+    program._example_inputs = None  # it would be pickled
     folder.mkdir(parents=True, exist_ok=True)
-    full = folder / "full.pt2"
-    torch.export.save(program, full)
-    with zipfile.ZipFile(full) as source, zipfile.ZipFile(folder / FILE, "w") as target:
-        for entry in source.infolist():
-            target.writestr(entry.filename, b"" if "/sample_inputs/" in entry.filename else source.read(entry.filename))
-    full.unlink()
+    torch.export.save(program, folder / FILE)
     try:
         refuse_code(folder / FILE)
     except BundleError as error:
