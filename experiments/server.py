@@ -126,7 +126,7 @@ def _sides(
 def report(path: Path) -> None:
     """The records as a table."""
     say = sys.stdout.write
-    say("| rate | replicas | batch | delay | J per request | over batches of one | p50 | p95 | fill | utilization |\n")
+    say("| rate | replicas | batch | delay | J per request | over the first | p50 | p95 | fill | utilization |\n")
     say("|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n")
     for line in map(json.loads, path.read_text().splitlines()):
         served, joules, ratio = line["served"], line["request_j"], line["ratio"]

@@ -15,6 +15,7 @@ from autogreen.engines import ENGINES, Program, Recipe
 from autogreen.errors import EvaluationError
 from autogreen.ranks import build, open_program
 from autogreen.ranks.crew import Crews
+from autogreen.tasks import Inputs
 
 pytestmark = [
     *QUIET,
@@ -33,10 +34,12 @@ def decoder() -> torch.nn.Module:
     return Lm(layers=4, **sizes).eval().bfloat16().cuda()
 
 
-def made(model: torch.nn.Module, folder: Path, cuda_graph: bool = False, **degrees: int) -> Program:
+def made(
+    model: torch.nn.Module, folder: Path, cuda_graph: bool = False, example: Inputs | None = None, **degrees: int
+) -> Program:
     from quantizing import context
 
-    example = ((texts(BATCH).cuda(),), {})
+    example = example or ((texts(BATCH).cuda(),), {})
     recipe = Recipe(engine="inductor", batch=BATCH, threads=1, device="cuda:0", cuda_graph=cuda_graph, **degrees)
     folder.mkdir(exist_ok=True)
     save_file({name: leaf.contiguous() for name, leaf in model.state_dict().items()}, folder / "weights.safetensors")
@@ -59,6 +62,38 @@ def test_two_gpus_compute_what_one_computes(
     with torch.no_grad():
         wanted = decoder(inputs.cuda()).cpu()
     assert apart(program(inputs).float(), wanted.float()) < 0.05
+    program.close()
+
+
+def test_a_stage_scores_the_tokens_that_it_was_handed(decoder: torch.nn.Module, tmp_path: Path) -> None:
+    """Token numbers cross a boundary, and index something on the other board."""
+    from autogreen.tasks.decoding import Scoring
+
+    scoring = Scoring(decoder.lm).eval()
+    program = made(scoring, tmp_path, pipeline=2, micro_batch=2)
+    inputs = texts(BATCH, seed=1)
+    with torch.no_grad():
+        wanted = scoring(inputs.cuda()).cpu()
+    assert apart(program(inputs).float(), wanted.float()) < 0.05
+    program.close()
+
+
+@pytest.mark.parametrize("cuda_graph", [False, True])
+def test_a_decoder_answers_token_by_token_on_two_gpus(
+    decoder: torch.nn.Module, cuda_graph: bool, tmp_path: Path
+) -> None:
+    """Each board keeps the keys and values of its own heads, and a recorded graph writes them where the next reads."""
+    from autogreen.tasks.decoding import Decoding
+
+    model = Decoding(decoder.lm, texts(2)).eval().cuda()
+    ids = texts(BATCH, seed=3)
+    steps = [(ids[:, place : place + 1], torch.tensor(place)) for place in range(ids.shape[1])]
+    on_board = [(step.cuda(), place.cuda()) for step, place in steps]
+    with torch.no_grad():
+        model(*on_board[-1])
+        program = made(model, tmp_path, cuda_graph, (on_board[-1], {}), tensor=2)
+        for step, there in zip(steps, on_board, strict=True):
+            assert apart(program(*step).float(), model(*there).cpu().float()) < 0.05
     program.close()
 
 

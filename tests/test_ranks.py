@@ -278,6 +278,16 @@ def test_replicas_answer_requests_side_by_side(tmp_path: Path, crews: Crews) -> 
     program.close()
 
 
+def test_a_call_keeps_its_ranks(tmp_path: Path, crews: Crews) -> None:
+    import gc
+
+    model, example = cases()["network"]
+    call = made(model, example, tmp_path, crews, **DATA).calling(example)
+    gc.collect()
+    call()
+    call._program.close()  # type: ignore[attr-defined]
+
+
 def test_a_rank_that_hangs_is_told_and_stopped() -> None:
     crew = Crew(("cpu",), limit_s=60.0)
     crew.ask("rest")  # it is up

@@ -63,7 +63,7 @@ class Placed(Program):
     run = launch
 
     def calling(self, inputs: "Inputs") -> "Held":
-        return Held(self._crews, inputs)
+        return Held(self, self._crews, inputs)
 
     def trace(self, inputs: "Inputs") -> Trace:
         """Of one replica's ranks together; the share between them is their mean."""
@@ -107,7 +107,8 @@ class Remote:
 class Held:
     """A batch that lies on every replica's devices. A call treats it on all of them; so do many, told once."""
 
-    def __init__(self, crews: Sequence[Crew], inputs: "Inputs") -> None:
+    def __init__(self, program: Placed, crews: Sequence[Crew], inputs: "Inputs") -> None:
+        self._program = program  # whose ranks end when nobody has it any more
         self._crews = crews
         self.replicas = [Remote(crew) for crew in crews]
         # a tensor of the first GPU would arrive there, in whatever process it arrives: a context and memory for nothing
