@@ -8,20 +8,20 @@ from autogreen.errors import RefusedError
 from autogreen.techniques import TECHNIQUES, Unit
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from autogreen.tasks import Inputs
 
 
 @dataclass(frozen=True, kw_only=True)
 class Anatomy:
-    """units: by technique. parameters: number of scalars. model: class name. changing: names of the buffers that a call
+    """units: by technique. parameters: number of scalars. model: class name. mutated: names of the buffers that a call
     changes: a decoder's cache, for one."""
 
     model: str
     parameters: int
     units: Mapping[str, tuple[Unit, ...]]
-    changing: tuple[str, ...] = ()
+    mutated: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -32,8 +32,8 @@ class Anatomy:
             technique: tuple(Unit(**{**unit, "members": tuple(unit["members"])}) for unit in found)
             for technique, found in data["units"].items()
         }
-        changing = tuple(data.get("changing", ()))
-        return cls(model=data["model"], parameters=data["parameters"], units=units, changing=changing)
+        mutated = tuple(data.get("mutated", ()))
+        return cls(model=data["model"], parameters=data["parameters"], units=units, mutated=mutated)
 
 
 def survey(model: "nn.Module", example: "Inputs", techniques: tuple[str, ...]) -> Anatomy:
@@ -59,16 +59,25 @@ def survey(model: "nn.Module", example: "Inputs", techniques: tuple[str, ...]) -
             )
     model.eval()
     args, kwargs = example
-    versions = {name: buffer._version for name, buffer in model.named_buffers()}
     with torch.no_grad():
         for leaf in tensors(model(*args, **kwargs)):
             if leaf.is_floating_point() and not torch.isfinite(leaf).all():
                 raise RefusedError(f"{name} returns NaN or infinity on the first validation batch; mend it first.")
-    # PyTorch counts how often a tensor was written to; what a call has made anew and not written to is a constant
-    changing = tuple(name for name, buffer in model.named_buffers() if buffer._version > versions.get(name, 0))
+        before = _stamps(model)  # the first call may have made what later ones only read
+        model(*args, **kwargs)
+    mutated = tuple(
+        name
+        for name, (buffer, version) in _stamps(model).items()
+        if name not in before or before[name][0] is not buffer or before[name][1] != version
+    )
     return Anatomy(
         model=name,
         parameters=sum(parameter.numel() for parameter in parameters.values()),
         units={technique: TECHNIQUES[technique].units(model, example) for technique in techniques},
-        changing=changing,
+        mutated=mutated,
     )
+
+
+def _stamps(model: "nn.Module") -> "dict[str, tuple[Tensor, int]]":
+    """Each buffer, and how often it was written to; those of inference mode do not count that."""
+    return {name: (buffer, 0 if buffer.is_inference() else buffer._version) for name, buffer in model.named_buffers()}

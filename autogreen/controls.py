@@ -55,9 +55,9 @@ def runtime_of(effect: Effect) -> str:
 
 
 def controls_of(
-    space: SearchSpace, anatomy: Anatomy, baseline: Evaluation, device: str
+    space: SearchSpace, anatomy: Anatomy, baseline: Evaluation, device: str, room: int | None = None
 ) -> Iterator[tuple[str, Request]]:
-    """Name and request of each control.
+    """Name and request of each control. room: see `techniques.Target`.
 
     The same fine-tuning without compression tells what training alone gives. Half the width from scratch, plain and in
     the space's lowest precision, tells whether compressing a large network beats training a small one.
@@ -80,6 +80,7 @@ def controls_of(
         settled = SearchSpace(lowering).at(1.0).effect(anatomy).parts
         if lowered := {section: settled[section] for section in lowering if section in settled}:
             effect = Effect.of({**parts, **lowered})
-            if effect.refusal(anatomy, device, baseline.recipe.batch if baseline.recipe else None) is None:
+            batch = baseline.recipe.batch if baseline.recipe else None
+            if effect.refusal(anatomy, device, batch, room) is None:
                 request = Request(effect=effect, start="scratch", reference=baseline.key)
                 yield "half width from scratch, quantized", request

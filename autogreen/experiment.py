@@ -202,6 +202,11 @@ class Experiment:
             )
 
     @property
+    def by_latency(self) -> bool:
+        """Whether latency is an objective, beside quality and energy."""
+        return "latency" in self.objectives
+
+    @property
     def ranks(self) -> int:
         """On how many ranks a policy of the space runs at most; tensor and pipeline go into no policy together."""
         data, tensor, pipeline = (max(self.space.options("parallelism", name), default=1) for name in DEGREES)

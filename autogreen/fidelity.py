@@ -4,9 +4,9 @@
 
 Energy comes before training, for training changes weights and not the kernels that multiply them. A lucky end is the
 loss at this rung less the most that any finished trial still gained from there; where a policy of the front needs no
-more energy and loses no more than that, the rest of the training is saved. So the whole front decides, not one
-objective; and nothing is stopped for being worse than a fixed share of the others: what a search proposes late is all
-good.
+more energy, loses no more than that and, if latency is an objective, answers no later, the rest of the training is
+saved. So the whole front decides, not one objective; and nothing is stopped for being worse than a fixed share of the
+others: what a search proposes late is all good.
 
 Looking costs a trial that goes on a second compilation and measurement: where training takes four times as much as
 everything else, it pays from about one trial in four that stops. So it is done there only, and energy is measured early
@@ -48,8 +48,8 @@ class Rung:
 @dataclass(frozen=True, kw_only=True)
 class Stakes:
     """What a trial is up against. front: (loss, energy ratio) of feasible policies, and latency where that is an
-    objective. gained: by rung, what each finished
-    trial lost less at its end than there. epoch_j: joules of an epoch."""
+    objective. gained: by rung, what each finished trial lost less at its end than there. epoch_j: joules of an
+    epoch."""
 
     front: tuple[tuple[float, ...], ...]
     gained: Mapping[int, tuple[float, ...]]

@@ -1,4 +1,4 @@
-"""Front: the policies that nothing beats, decided beyond the noise of both axes.
+"""Front: the policies that nothing beats, decided beyond the noise of all axes.
 
     loss  ^   o                     loss    quality loss against the baseline, paired per example; above 0 is worse
           |     o    x              ratio   energy per item over the baseline's, measured in turns

@@ -65,7 +65,12 @@ def probabilities(points: Sequence[Placed], negligible: float = 0.0) -> list[flo
 def _in_reach(means: Array, errors: Array) -> Array:
     """What is not beaten on every axis even at its best, by another at its worst; [n, axes] each -> bool [n]."""
     best, worst = means - SURE * errors, means + SURE * errors
-    return np.array([not (worst < mine).all(1).any() for mine in best])
+    front: list[Array] = []  # of the worst places: what another beats on every axis, one of these does
+    for place in worst[np.lexsort(worst.T[::-1])]:
+        if not any((place >= other).all() for other in front):
+            front.append(place)
+    beaten: Array = np.asarray((np.array(front)[None] < best[:, None]).all(axis=2))
+    return np.asarray(~beaten.any(axis=1))
 
 
 def _undominated(places: Array) -> Array:

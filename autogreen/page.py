@@ -20,7 +20,7 @@ def html(front: Front) -> str:
 
     heading, under = title(front)
     drawings: list[str] = []
-    for number, height in enumerate(heights(front)):
+    for name, height in heights(front).items():
         figure = go.Figure(layout=_layout(front, height))
         for kind in series(front):
             figure.add_trace(go.Scatter(_marks(front, kind, height)))
@@ -29,7 +29,7 @@ def html(front: Front) -> str:
                 full_html=False,
                 include_plotlyjs=not drawings,
                 include_mathjax=False,
-                div_id=f"front{number or ''}",
+                div_id=name,
                 config={"responsive": True, "displaylogo": False},
             )
         )
@@ -129,7 +129,7 @@ PAGE = """<!DOCTYPE html>
 body {{ margin: 0; padding: 0.6em; font: 16px/1.4 system-ui, sans-serif; color: #222; background: #fff }}
 h1 {{ font-size: 1.25em; margin: 0 }}
 p {{ margin: 0.4em 0; max-width: 60em; overflow-wrap: anywhere }}
-#front, #front1 {{ width: 100%; height: 70vh; min-height: 380px }}
+.plotly-graph-div {{ width: 100%; height: 70vh; min-height: 380px }}
 </style>
 </head>
 <body>

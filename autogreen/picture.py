@@ -67,13 +67,14 @@ LOSS = Height(
 )
 
 
-def heights(front: Front) -> tuple[Height, ...]:
-    """Of each picture of a front."""
+def heights(front: Front) -> dict[str, Height]:
+    """Of each picture of a front, by name."""
     if not front.results.by_latency:
-        return (LOSS,)
+        return {"front": LOSS}
     server = front.results.workload.get("kind") == "server"
     label = "95th percentile of latency" if server else "latency of a call"
-    return LOSS, Height(label, lambda point: point.measurement.judged_latency_s, lambda value: quantity(value, "s"))
+    latency = Height(label, lambda point: point.measurement.judged_latency_s, lambda value: quantity(value, "s"))
+    return {"front": LOSS, "latency": latency}
 
 
 def title(front: Front) -> tuple[str, str]:

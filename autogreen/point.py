@@ -109,7 +109,7 @@ class Point:
 
 
 def dominates(a: Point, b: Point) -> bool:
-    """A is no worse in both means, and better beyond the intervals in at least one."""
+    """A is no worse in all means, and better beyond the intervals in at least one."""
     pairs = list(zip(a.axes, b.axes, strict=True))
     return all(ours.mean <= theirs.mean for ours, theirs in pairs) and any(
         ours.high < theirs.low for ours, theirs in pairs

@@ -107,7 +107,7 @@ class Effect:
         see `Target`."""
         parts = self.parts
         batch = batch or parts.get("parallelism", {}).get("batch")
-        target = Target(device=device, engine=self.engine, batch=batch, room=room, changing=anatomy.changing)
+        target = Target(device=device, engine=self.engine, batch=batch, room=room, mutated=anatomy.mutated)
         for section, technique in TECHNIQUES.items():
             if section in parts:
                 units: Sequence[Any] = anatomy.units.get(section, ())

@@ -9,6 +9,7 @@ from autogreen.anatomy import Anatomy
 from autogreen.controls import controls_of, runtime_of, runtimes, untouched
 from autogreen.errors import EvaluationError, RefusedError, StudyError
 from autogreen.evaluation import Evaluation, Request
+from autogreen.experiment import Experiment
 from autogreen.jobs import Jobs
 from autogreen.measurement import Interval
 from autogreen.policy import Effect
@@ -16,7 +17,7 @@ from autogreen.space import SearchSpace
 from autogreen.store import Store
 from autogreen.workload import Workload
 
-FAR = 1.3  # times the joules of the best runtime of one batch, above which a runtime is not tried at others
+FAR = 2.0  # times the joules of the best at the smallest batch, from which a runtime is hardly the best at any other
 NO_FLOOR_LOSS = 0.2  # loss of the reference point where no quality floor is set
 
 
@@ -30,8 +31,8 @@ def references(
     refused: dict[str, list[str]],
 ) -> Iterator[str]:
     """Measure plain use and the best runtime of the same weights; tell what is next. A runtime that does not run the
-    model is added to `refused`, with the reason. Of several batches the smallest shows which runtimes are tried at the
-    others; those of a server all are, and the best one keeps to its limit.
+    model is added to `refused`, with the reason. One that is far from the best where plain use was measured, at
+    the least batch and threads, is not tried at others; those of a server all are, and the best one keeps to its limit.
 
     Raises:
         StudyError: none keeps to it.
@@ -44,20 +45,19 @@ def references(
     if "baseline" in found:
         return
     plain = Evaluation.from_json(found["plain"])
-    candidates, known = [plain], store.get("runtimes", {})
-    for effect in (other for other in runtimes(space, anatomy, device) if other.id != plain.effect.id):
+    known = store.get("runtimes", {})  # of a session that was cut off
+    candidates = [plain, *map(Evaluation.from_json, known.values())]
+    for effect in (other for other in runtimes(space, anatomy, device) if other.id not in (plain.effect.id, *known)):
         if workload.p95_s is None and _is_far(effect, candidates):
             continue
-        if effect.id not in known:
-            yield f"best runtime: {runtime_of(effect)}"
-            try:
-                known = {**known, effect.id: jobs.evaluate(Request(effect=effect, reference=plain.key)).to_json()}
-            except (RefusedError, EvaluationError) as error:  # a model that no graph holds, a mode that fails on it
-                refused.setdefault(f"best runtime: {error}", []).append(runtime_of(effect))
-                yield f"{runtime_of(effect)} does not run the model: {error}"
-                continue
-            store.put("runtimes", known)
-        candidates.append(Evaluation.from_json(known[effect.id]))
+        yield f"best runtime: {runtime_of(effect)}"
+        try:
+            candidates.append(jobs.evaluate(Request(effect=effect, reference=plain.key)))
+        except (RefusedError, EvaluationError) as error:  # a model that no graph holds, a mode that fails on it
+            refused.setdefault(f"best runtime: {error}", []).append(runtime_of(effect))
+            yield f"{runtime_of(effect)} does not run the model: {error}"
+            continue
+        store.put("runtimes", {one.effect.id: one.to_json() for one in candidates[1:]})
         store.keep_only({plain.key, _best(candidates, workload).key})
     late = [one for one in candidates if _is_late(one, workload)]
     yield from (f"{_late(one, workload)}: it is no baseline" for one in late)
@@ -71,19 +71,16 @@ def references(
 
 
 def _is_far(effect: Effect, candidates: Sequence[Evaluation]) -> bool:
-    """Whether its engine, mode, graph and threads were far from the best at the batch of plain use."""
-    kind, grouping = _split(effect)
+    """Whether its engine, mode and graph were far from the best with the batch and threads of plain use."""
+    runtime, parallelism = _split(effect)
     _, first = _split(candidates[0].effect)
     there = [one for one in candidates if _split(one.effect)[1] == first]
-    own = [one for one in there if _split(one.effect)[0] == kind]
-    return grouping != first and any(_ratio(one) > FAR * min(map(_ratio, there)) for one in own)
+    own = [one for one in there if _split(one.effect)[0] == runtime]
+    return parallelism != first and any(_ratio(one) > FAR * min(map(_ratio, there)) for one in own)
 
 
 def _split(effect: Effect) -> tuple[dict[str, Any], dict[str, Any]]:
-    """How it runs, and what it treats at once."""
-    knobs = {**effect.parts["runtime"], **effect.parts.get("parallelism", {})}
-    grouping = {name: knobs.pop(name) for name in ("batch", "batch_delay_s") if name in knobs}
-    return knobs, grouping
+    return effect.parts["runtime"], effect.parts.get("parallelism", {})
 
 
 def _ratio(one: Evaluation) -> float:
@@ -126,25 +123,36 @@ def baseline(store: Store) -> Evaluation:
     return Evaluation.from_json(store.get("references")["baseline"])
 
 
-def worst(store: Store, max_loss: float | None, by_latency: bool) -> list[float]:
-    """The hypervolume's reference point, once references are measured: (loss, energy ratio), and seconds where latency
-    is an objective; what is faster may then cost twice the baseline's joules."""
+def worst(store: Store, experiment: Experiment) -> list[float]:
+    """The hypervolume's reference point, once references are measured: (loss, energy ratio); and, where latency is an
+    objective, seconds: of a server its limit, else those of the slowest runtime that was measured. What answers sooner
+    then counts up to the joules of the dearest one, or of all devices that a policy may occupy."""
     plain = Evaluation.from_json(store.get("references")["plain"])
-    dearest = max(1.0, plain.ratio.mean if plain.ratio else 1.0)
-    if not by_latency:
-        return [max_loss or NO_FLOOR_LOSS, dearest]
-    measured = (found.measurement for found in (plain, baseline(store)))
-    slowest_s = max(found.judged_latency_s.mean for found in measured if found is not None)
-    return [max_loss or NO_FLOOR_LOSS, max(2.0, dearest), slowest_s]
+    corner = [experiment.constraints.max_loss or NO_FLOOR_LOSS, max(1.0, _ratio(plain))]
+    if not experiment.by_latency:
+        return corner
+    own = baseline(store).measurement
+    runtimes = (plain, *map(Evaluation.from_json, store.get("runtimes", {}).values()))
+    measured = [one.measurement for one in runtimes if one.measurement is not None]
+    assert own is not None, "it was chosen by what it takes"
+    dearest_j = max(one.energy_per_item_j.mean for one in measured)
+    slowest_s = experiment.workload.p95_s or max(one.judged_latency_s.mean for one in measured)
+    return [corner[0], max(corner[1], dearest_j / own.energy_per_item_j.mean, experiment.ranks), slowest_s]
 
 
 def controls(
-    jobs: Jobs, store: Store, space: SearchSpace, anatomy: Anatomy, device: str, weights: Mapping[str, Path]
+    jobs: Jobs,
+    store: Store,
+    space: SearchSpace,
+    anatomy: Anatomy,
+    device: str,
+    room: int,
+    weights: Mapping[str, Path],
 ) -> Iterator[str]:
     """Measure what keeps a saving honest: the same fine-tuning without compression, a smaller net from scratch.
-    weights: files of what was trained for them before, by name."""
+    room: see `techniques.Target`. weights: files of what was trained for them before, by name."""
     found, missing = store.get("controls", {}), dict(store.get("missing_controls", {}))
-    for name, request in controls_of(space, anatomy, baseline(store), device):
+    for name, request in controls_of(space, anatomy, baseline(store), device, room):
         if name in found or name in missing:
             continue
         yield name

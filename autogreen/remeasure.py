@@ -105,7 +105,7 @@ def remeasure(
     asked = from_json({**data, "strategy": "direct", "warm_start": None, "seeds": 1}, name=to, folder=Path.cwd())
     budget = Budget(trials=count, trial_seconds=asked.budget.trial_seconds)
     experiment = replace(asked, budget=budget, finalists=count)
-    store = Store.create(folder)
+    store = Store.create(folder, experiment.objectives)
     store.put("heritage", heritage.to_json())
     yield from sweep(experiment, folder, runs / ".cache", heritage)
 

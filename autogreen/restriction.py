@@ -34,7 +34,8 @@ def restrict(
     """Take out of an expanded space what cannot run here.
 
     Args:
-        batch: examples a call, where the workload fixes it. room: see `techniques.Target`.
+        batch: examples a call, where the workload fixes it.
+        room: see `techniques.Target`.
 
     Raises:
         RefusedError: a literal cannot run here, or a hole is left without options.

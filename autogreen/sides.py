@@ -27,7 +27,17 @@ from autogreen.results import Results
 from autogreen.wording import plain_spread, quantity
 
 # Of a fingerprint: what two studies may differ in, and what is compared anyway.
-FREE = {"space", "constraints", "torch", "driver", "training device", "workload", "machine", "boundary of the energy"}
+FREE = {
+    "space",
+    "constraints",
+    "objectives",
+    "torch",
+    "driver",
+    "training device",
+    "workload",
+    "machine",
+    "boundary of the energy",
+}
 DRAWS = 1000
 DRIFT = 0.02  # of the baseline's joules between two studies that is worth a word
 ONE = Interval(mean=1.0, low=1.0, high=1.0)
@@ -75,7 +85,7 @@ class Sides:
         _refuse_unlike(a.results, b.results)
         scale = _scale(a.baseline, b.baseline)
         theirs = tuple(_onto(point, scale, a.baseline) for point in b.members)
-        return cls(a=a, b=b, scale=scale, ours=a.members, theirs=theirs)
+        return cls(a=a, b=b, scale=scale, ours=tuple(map(_untimed, a.members)), theirs=theirs)
 
     @property
     def names(self) -> tuple[str, str]:
@@ -107,7 +117,7 @@ class Sides:
     def lines(self) -> tuple[Line, ...]:
         """Every policy of either front, cheapest first."""
         ours, theirs = ({point.id: point for point in points} for points in (self.ours, self.theirs))
-        in_a = ours | {point.id: point for point in self.a.others}
+        in_a = ours | {point.id: _untimed(point) for point in self.a.others}
         in_b = theirs | {point.id: _onto(point, self.scale, self.a.baseline) for point in self.b.others}
         found = []
         for name in {**ours, **theirs}:
@@ -282,7 +292,12 @@ def _onto(point: Point, scale: Interval, baseline: Point) -> Point:
     ratio = point.ratio if scale == ONE else _wider(point.ratio, scale, point.ratio.mean * scale.mean)
     base_j = baseline.energy_per_item_j.mean
     energy = Interval(**{end: value * base_j for end, value in asdict(ratio).items()})
-    return replace(point, ratio=ratio, energy_per_item_j=energy)
+    return replace(_untimed(point), ratio=ratio, energy_per_item_j=energy)
+
+
+def _untimed(point: Point) -> Point:
+    """Fronts are compared on two axes, whatever each had."""
+    return replace(point, latency_s=None)
 
 
 def _wider(one: Interval, other: Interval, mean: float) -> Interval:

@@ -27,7 +27,8 @@ from autogreen.policy import FORMAT
 from autogreen.results import Bill, Results, TrialResult
 from autogreen.schema import parse_json
 
-KEEP_BYTES, KEEP_TIMES = 5e9, 4  # of artifacts on disk
+KEEP_BYTES = 5e9  # of artifacts on disk that may be wanted again, those of references not counted
+KEEP_TIMES = 4  # or so many times the largest of a reference: a large model's are large
 DIRECTIONS: dict[str, Literal["maximize", "minimize"]] = {  # energy: joules per item over the baseline's
     "quality": "maximize",
     "energy": "minimize",
@@ -136,6 +137,7 @@ class Store:
         if kept is None:
             self.put("fingerprint", dict(fingerprint))
             return
+        kept = {"objectives": "quality, energy", **kept}  # there were no others when it was not kept
         changed = [key for key in sorted({*kept, *fingerprint}) if kept.get(key) != fingerprint.get(key)]
         if changed:
             told = "; ".join(f"{key} was {_short(kept.get(key))}, is {_short(fingerprint.get(key))}" for key in changed)
@@ -207,8 +209,8 @@ class Store:
             return None
 
     def keep_only(self, always: Collection[str], others: Collection[str] = ()) -> None:
-        """Delete the artifacts of all other keys. Of `others` the largest go too, until what is left takes no more than
-        `KEEP_BYTES`, or `KEEP_TIMES` what the largest of `always` takes."""
+        """Delete the artifacts of all other keys. Of `others` the largest go too, until what is left of them takes no
+        more than `KEEP_BYTES`, or `KEEP_TIMES` what the largest of `always` takes."""
         found = [path for path in (self.folder / "artifacts").iterdir() if path.is_dir()]
         for path in found:
             if path.name not in (*always, *others):
@@ -286,16 +288,23 @@ def _study(folder: Path, objectives: Sequence[str] = ()) -> optuna.Study:
         storage = optuna.storages.RDBStorage(
             f"sqlite:///{folder / 'study.db'}", engine_kwargs={"connect_args": {"timeout": 60}}
         )
-        if not objectives:
-            return optuna.load_study(study_name=folder.name, storage=storage)
         directions = [DIRECTIONS[name] for name in objectives]
-        return optuna.create_study(study_name=folder.name, storage=storage, directions=directions, load_if_exists=True)
+        if others := [name for name in optuna.get_all_study_names(storage) if name != folder.name]:
+            raise StudyError(f"the study in {folder} is called {others[0]!r}: give the folder that name again.")
+        if not optuna.get_all_study_names(storage):
+            if not directions:
+                raise StudyError(f"study {folder.name!r} has not begun. Run `autogreen sweep EXPERIMENT.yaml` first.")
+            return optuna.create_study(study_name=folder.name, storage=storage, directions=directions)
+        study = optuna.load_study(study_name=folder.name, storage=storage)
+        if directions and len(study.directions) != len(directions) and "fingerprint" not in study.user_attrs:
+            optuna.delete_study(study_name=folder.name, storage=storage)  # nothing was told yet, to any objective
+            study = optuna.create_study(study_name=folder.name, storage=storage, directions=directions)
+        return study
     except (
         sqlalchemy.exc.SQLAlchemyError,
         optuna.exceptions.StorageInternalError,
         RuntimeError,
         json.JSONDecodeError,
-        KeyError,
     ) as error:
         reason = str(error).splitlines()[0]
         if "readonly" in reason or "unable to open" in reason or "disk" in reason:

@@ -141,7 +141,7 @@ class _Run:
                 "boundary of the energy": found["meter"]["boundary"],
                 **({"training device": trainer} if (trainer := self.experiment.training_device) else {}),
                 **({"policies of": self.heritage.study} if self.heritage else {}),
-                **({"objectives": ", ".join(named)} if "latency" in (named := self.experiment.objectives) else {}),
+                "objectives": ", ".join(self.experiment.objectives),
             }
         )
         expanded = self.experiment.space.expand(self.anatomy)
@@ -180,12 +180,11 @@ class _Run:
             yield self.progress("references", note)
         self.baseline = references.baseline(self.store)
         if self.store.get("facts") is None:
-            by_latency = "latency" in self.experiment.objectives
-            worst = references.worst(self.store, self.experiment.constraints.max_loss, by_latency)
+            worst = references.worst(self.store, self.experiment)
             self.store.put("facts", {**self._facts, "reference_point": worst})
         self._restate_carbon()
         trained = self.heritage.control_weights(self.store.folder.parent) if self.heritage else {}
-        for note in references.controls(*where, trained):
+        for note in references.controls(*where, self.room, trained):
             yield self.progress("controls", note)
 
     def probes(self) -> Iterator[Progress]:

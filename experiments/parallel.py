@@ -78,11 +78,12 @@ def measured(experiment: Experiment, runs: Path) -> Iterator[dict[str, Any]]:
                     if reference is not None and path.name != reference:
                         shutil.rmtree(path)
             reference = reference or found.key
-            own = found.measurement
-            assert own is not None, "nothing gates it"
+            own, recipe = found.measurement, found.recipe
+            assert own is not None and recipe is not None, "nothing gates it"
             yield {
                 **told,
-                "recipe": asdict(found.recipe) if found.recipe else None,
+                "recipe": asdict(recipe),
+                "ranks": recipe.ranks,
                 "energy_per_item_j": asdict(own.energy_per_item_j),
                 "latency_s": asdict(own.judged_latency_s),
                 "ratio": asdict(found.ratio) if found.ratio else None,
@@ -93,7 +94,6 @@ def measured(experiment: Experiment, runs: Path) -> Iterator[dict[str, Any]]:
                 "seconds": dict(found.seconds),
                 "warnings": list(own.warnings),
             }
-        evaluator.close()
 
 
 def report(path: Path) -> Iterator[str]:
@@ -109,7 +109,7 @@ def report(path: Path) -> Iterator[str]:
         recipe, shared, loss = record["recipe"], record["communication"], record["loss"]
         energy, latency_s = record["energy_per_item_j"], record["latency_s"]["mean"]
         alone = min(
-            (other for other in known if _kind(other) == _kind(record) and _ranks(other) == 1),
+            (other for other in known if _kind(other) == _kind(record) and other["ranks"] == 1),
             key=lambda other: other["energy_per_item_j"]["mean"],
             default=None,
         )
@@ -135,11 +135,6 @@ def _changes(record: dict[str, Any]) -> dict[str, Any]:
 
 def _kind(record: dict[str, Any]) -> tuple[Any, ...]:
     return record["recipe"]["batch"], _changes(record)
-
-
-def _ranks(record: dict[str, Any]) -> int:
-    data, tensor, pipeline = (record["recipe"][name] for name in DEGREES)
-    return int(data * tensor * pipeline)
 
 
 if __name__ == "__main__":

@@ -109,6 +109,10 @@ class Place:
     ratio: Interval
     times: int
 
+    @property
+    def axes(self) -> tuple[Interval, ...]:
+        return self.loss, self.ratio
+
     def with_one_more(self, found: Evaluation) -> "Place":
         assert found.loss is not None and found.ratio is not None
         mean, more = self.times / (self.times + 1), 1 / (self.times + 1)

@@ -86,9 +86,37 @@ def test_what_a_call_changes_is_named() -> None:
     ids = tokens(2)
     steps = Decoding(Lm(layers=2).lm, ids)
     found = survey(steps, ((ids[:, -1:], torch.tensor(7)), {}), ())
-    assert set(found.changing) == {"keys_0", "keys_1", "values_0", "values_1"}
+    assert set(found.mutated) == {"keys_0", "keys_1", "values_0", "values_1"}
     assert Anatomy.from_json(found.to_json()) == found
-    assert survey(Residual().train(), ((images(),), {}), ()).changing == (), "statistics stay in inference"
+    assert survey(Residual().train(), ((images(),), {}), ()).mutated == (), "statistics stay in inference"
+
+
+def test_what_is_assigned_anew_is_named_and_what_is_made_once_is_not() -> None:
+    class Averaging(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(12, 4)
+            self.register_buffer("mean", torch.zeros(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.mean = 0.5 * self.mean + 0.5 * self.layer(x).mean(0)
+            return self.layer(x) - self.mean
+
+    class Lazy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(12, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            if "mask" not in self._buffers:
+                self.register_buffer("mask", torch.ones(4, 4).triu_(1))
+            return self.layer(x) @ self.mask
+
+    assert survey(Averaging(), ((rows(),), {}), ()).mutated == ("mean",)
+    assert survey(Lazy(), ((rows(),), {}), ()).mutated == ()
+    with torch.inference_mode():
+        made = Plain()
+    assert survey(made, ((images(),), {}), ()).mutated == ()
 
 
 def test_a_plain_network() -> None:

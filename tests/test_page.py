@@ -78,8 +78,8 @@ def test_latency_has_a_picture_of_its_own_where_it_is_an_objective() -> None:
     found = Front.of(scripted_results([(0.0, 0.9, 0.010), (0.0, 1.7, 0.006)]))
     page_ = html(found)
     assert page_.count("Plotly.newPlot") == 2 and page_.count("plotly.js v") == 1
-    assert "latency of a call" in page_ and 'id="front1"' in page_
-    drawn = Picture.of(found, heights(found)[1]).svg()
+    assert "latency of a call" in page_ and 'id="latency"' in page_
+    drawn = Picture.of(found, heights(found)["latency"]).svg()
     assert "latency of a call" in drawn and "10 ms" in drawn.replace("10.0 ms", "10 ms")
     assert len(heights(Front.of(scripted_results([(0.0, 0.9)])))) == 1
 

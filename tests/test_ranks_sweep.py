@@ -1,5 +1,6 @@
 """A search over degrees of parallelism, and a rank that dies in the middle of it."""
 
+import json
 import os
 import signal
 import threading
@@ -106,7 +107,7 @@ HEADS = Unit(name="attention", members=("attention",), kind="attention", width=6
         ({"tensor": 4}, (HEADS,), {}, "tensor: 4 does not divide the 6 heads of attention"),
         ({"pipeline": 2, "micro_batch": 3}, (), {}, "micro_batch: 3 does not divide the batch of 64"),
         ({"pipeline": 3}, (), {}, "micro_batch: a batch of 64 over 3 stages leaves a rest"),
-        ({"pipeline": 2}, (), {"changing": ("keys_0",)}, r"a call changes what the model keeps \(keys_0\)"),
+        ({"pipeline": 2}, (), {"mutated": ("keys_0",)}, r"a call changes what the model keeps \(keys_0\)"),
         ({"tensor": 2}, (HEADS,), {}, None),
         ({"pipeline": 2}, (), {}, None),
     ],
@@ -156,6 +157,7 @@ def test_a_policy_on_two_ranks_ships_and_is_verified(tmp_path: Path, monkeypatch
     from autogreen.bundle.verify import examine
     from autogreen.errors import BundleError
     from autogreen.measurement import Protocol
+    from autogreen.ranks.pipe import Pipe
 
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "runs" / "toy"
@@ -172,11 +174,16 @@ def test_a_policy_on_two_ranks_ships_and_is_verified(tmp_path: Path, monkeypatch
         to=tmp_path / "shipped",
     )
     held = {path.relative_to(shipped).as_posix() for path in shipped.rglob("*") if path.is_file()}
-    assert {"stage-0/model.pt2", "stage-1/model.pt2", "seams.json"} <= held
+    assert {"stage-0/model.pt2", "stage-1/model.pt2", "pipeline.json"} <= held
     found = examine(shipped, protocol=Protocol(**{**toys.QUICK, "min_windows": 4, "max_windows": 4}))
     assert found.difference <= found.tolerance and found.ratio is not None
     with pytest.raises(RefusedError, match=r"a model in parts \(stage-0, stage-1\)"):
         convert(shipped, engine="onnxruntime", to=tmp_path / "other")
+    for damage in ({"boundaries": [[{"shape": [-1], "dtype": "float32"}]] * 3}, {"boundaries": []}, {"inputs": "{}"}):
+        told = json.loads((folder / "artifacts" / trial.evaluation.key / "pipeline.json").read_text())
+        (tmp_path / "pipeline.json").write_text(json.dumps({**told, **damage}))
+        with pytest.raises(BundleError, match=r"pipeline\.json is missing or damaged"):
+            Pipe(None, tmp_path / "pipeline.json", 0, 2, 2)
     (shipped / "stage-1" / "model.pt2").write_bytes(b"changed")
     with pytest.raises(BundleError, match="bytes"):
         bundle.read(shipped)

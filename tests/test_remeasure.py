@@ -111,7 +111,8 @@ def experiment(name: str, **changes: Any) -> Any:
 @pytest.fixture(scope="module")
 def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     runs = tmp_path_factory.mktemp("searched")
-    list(sweep(experiment("toy", constraints={}, budget={"trials": 2}), runs / "toy", runs / ".cache"))
+    asked = {"constraints": {}, "budget": {"trials": 2}, "objectives": ["quality", "energy", "latency"]}
+    list(sweep(experiment("toy", **asked), runs / "toy", runs / ".cache"))
     return runs
 
 
@@ -153,6 +154,8 @@ def test_the_front_is_measured_again_with_the_weights_it_had(runs: Path) -> None
         assert new.measurement.windows != old.measurement.windows and new.published is not None
     assert front(runs, "toy-here").results.controls.keys() == front(runs, "toy").results.controls.keys()
     assert found.here.baseline.quality == found.there.baseline.quality
+    trials = Store.open(runs / "toy-here").study.trials
+    assert all(trial.state.name == "COMPLETE" and len(trial.values) == 3 for trial in trials), "the same objectives"
     told = json.loads(json.dumps(found.to_json()))
     assert [row["id"] for row in told["policies"]] == [point.id for point in found.there.members]
     assert "measured again" in str(found.table().title)

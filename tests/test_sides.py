@@ -79,6 +79,19 @@ def test_policies_gained_lost_and_on_both() -> None:
     assert "From a to b: 2 of 2 members are gained, 2 of 4 lost to better ones; 0 on both fronts" in found.summary()
 
 
+def test_fronts_with_latency_are_compared_in_loss_and_joules() -> None:
+    """And one that was searched without it may stand beside."""
+    timed = scripted_results([(0.0, 0.5, 0.01), (0.0, 0.9, 0.005)], study="timed", noise=(0.0, 0.02))
+    plain = scripted_results([(0.0, 0.5)], study="plain", noise=(0.0, 0.02))
+    timed = replace(timed, fingerprint={"objectives": "quality, energy, latency"})
+    plain = replace(plain, fingerprint={"objectives": "quality, energy"})
+    for a, b in ((timed, plain), (plain, timed), (timed, timed)):
+        found = Sides.of(Front.of(a), Front.of(b))
+        assert found.gain.mean == pytest.approx(0.0) and not any(
+            point.latency_s for point in (*found.ours, *found.theirs)
+        )
+
+
 def test_a_study_beside_its_like_gains_nothing() -> None:
     found = sides(results(), results(study="b"))
     assert found.gained == found.lost == () and all(line.on_a and line.on_b for line in found.lines)

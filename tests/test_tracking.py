@@ -395,6 +395,20 @@ def test_the_view_has_a_name_and_two_charts_of_what_is_measured() -> None:
     assert page["searchFilter"] == "tags.`autogreen.id` = 'abc' AND metrics.energy_per_item_j > 0"
 
 
+@pytest.mark.parametrize(("workload", "metric"), [({}, "latency_s"), ({"kind": "server", "p95_s": 0.1}, "p95_s")])
+def test_latency_has_a_chart_and_an_axis_where_it_is_an_objective(workload: dict[str, Any], metric: str) -> None:
+    found = scripted_results([(0.0, 0.9, 0.010), (0.0, 1.7, 0.006)])
+    found = replace(found, workload={**found.workload, **workload})
+    scatter, latency, parallel = shown(found)[1]["compareRunCharts"]
+    assert scatter["yaxis"]["key"] == "quality" and parallel["selectedMetrics"][-1] == metric
+    assert (latency["type"], latency["xaxis"]["key"], latency["yaxis"]["key"]) == (
+        "SCATTER",
+        "energy_per_item_j",
+        metric,
+    )
+    assert {"front.svg", "latency.svg"} <= set(parent(Front.of(found)).files)
+
+
 def test_of_many_knobs_those_are_shown_that_energy_depends_on() -> None:
     chance = random.Random(0)
     energies = [chance.uniform(0.2, 1.0) for _ in range(120)]

@@ -24,22 +24,25 @@ STAGE = "autogreen::stage"  # what a profile calls the stage's own work
 class Pipe:
     """Treats a batch together with the other stages.
 
-    seams: JSON file with the trees of the model's inputs and outputs, and what crosses each boundary of a stage: else
-    the schedule would find that out by running stages on tensors of any content, and indices would point anywhere.
+    pipeline: JSON file with the trees of the model's inputs and outputs, and what crosses each boundary of a stage:
+    else the schedule would find that out by running stages on tensors of any content, and indices would point anywhere.
     micro_batches: in a batch.
 
     Raises:
         BundleError: the file is missing or damaged.
     """
 
-    def __init__(self, program: "Program", seams: Path, rank: int, count: int, micro_batches: int) -> None:
+    def __init__(self, program: "Program", pipeline: Path, rank: int, count: int, micro_batches: int) -> None:
         try:
-            with seams.open("rb") as file:
-                told = parse_json(file.read(MAX_BYTES + 1), str(seams))
+            with pipeline.open("rb") as file:
+                told = parse_json(file.read(MAX_BYTES + 1), str(pipeline))
             self._inputs, self._outputs = (pytree.treespec_loads(told[key]) for key in ("inputs", "outputs"))
             given, returned = (_tensors(told["boundaries"][place]) for place in (rank, rank + 1))
-        except (OSError, LookupError, TypeError, AttributeError, NotImplementedError, ValueError) as error:
-            raise BundleError(f"{seams} is missing or damaged: {error}.") from error
+        except (OSError, LookupError, TypeError, AttributeError, RuntimeError, ValueError) as error:
+            raise BundleError(
+                f"{pipeline} is missing or damaged ({type(error).__name__}: {error}). Where an earlier version wrote "
+                "it, build the policy again."
+            ) from error
         stage = PipelineStage(_Stage(program), rank, count, torch.device(program.recipe.device), given, returned)
         self._schedule = ScheduleGPipe(stage, micro_batches)
         self._first, self._last = rank == 0, rank == count - 1
@@ -57,7 +60,13 @@ class Pipe:
 
 def _tensors(described: list[dict[str, Any]]) -> tuple[torch.Tensor, ...]:
     """Without values."""
-    return tuple(torch.empty(one["shape"], dtype=getattr(torch, one["dtype"]), device="meta") for one in described)
+    found = []
+    for one in described:
+        shape, dtype = one["shape"], getattr(torch, one["dtype"])
+        if not isinstance(dtype, torch.dtype) or not all(isinstance(size, int) and size >= 0 for size in shape):
+            raise ValueError(f"no tensor is {one}")
+        found.append(torch.empty(shape, dtype=dtype, device="meta"))
+    return tuple(found)
 
 
 class _Stage(nn.Module):

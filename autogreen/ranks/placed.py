@@ -17,7 +17,7 @@ from autogreen.engines import ENGINES, Program, Recipe, exported
 from autogreen.engines.profile import Trace
 from autogreen.errors import RefusedError
 from autogreen.ranks.crew import Crew, Crews, together, wait_for_any
-from autogreen.ranks.rank import SEAMS, Blueprint
+from autogreen.ranks.rank import PIPELINE, Blueprint
 from autogreen.tasks import cut, to_device
 from autogreen.techniques.parallelism import shards, stages
 
@@ -167,7 +167,7 @@ def _staged(parts: Mapping[str, Any], trained: nn.Module, context: "Context", re
     for number, stage in enumerate(pipeline.stages):
         ENGINES[recipe.engine].save(stage.module, (stage.given, {}), folder / f"stage-{number}")
     boundaries = [pipeline.stages[0].given, *(stage.returned for stage in pipeline.stages)]
-    (folder / SEAMS).write_text(
+    (folder / PIPELINE).write_text(
         json.dumps(
             {
                 "inputs": pipeline.inputs,

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from autogreen.tasks import Inputs, Task
 
 MEETING_S = 120.0  # to find each other; a command has a limit of its own
-SEAMS = "seams.json"  # of a pipeline, beside its stages: what goes in, is handed on, and comes out
+PIPELINE = "pipeline.json"  # of a pipeline, beside its stages: what goes in, is handed on, and comes out
 
 
 def main(rank: int, devices: Sequence[str], connections: Sequence[Connection], meeting: str) -> None:
@@ -123,9 +123,8 @@ class Rank:
             engine=blueprint.engine,
         )
         with torch.no_grad():
-            model(
-                *example[0], **example[1]
-            )  # what it keeps between calls, as a decoder its keys, is a shard's from here
+            # what it keeps from call to call, as a decoder its keys, has to be a shard's from here on
+            model(*example[0], **example[1])
             lowered = summed(lower(blueprint.parts, model, context), shares)
         ENGINES[blueprint.engine].save(lowered, example, folder / f"shard-{self.rank}")  # see `Recipe.parts`
 
@@ -146,7 +145,7 @@ class Rank:
         if recipe.pipeline > 1:
             from autogreen.ranks.pipe import Pipe
 
-            self._call = Pipe(self._program, folder / SEAMS, self.rank, self.count, recipe.batch // size)
+            self._call = Pipe(self._program, folder / PIPELINE, self.rank, self.count, recipe.batch // size)
 
     def hold(self, inputs: "Inputs") -> None:
         """Keep a batch on the device, for `run`, and treat it once: what compiles does so now."""

@@ -68,10 +68,10 @@ def picture(drawn: Picture) -> Html:
 
 def _found(front: Front, shown: tuple[Point, ...], knee: Point) -> tuple[Html, ...]:
     how = (
-        "Down and to the left is better: less energy, less quality lost. Figures beside marks are energy over the "
-        "baseline's."
+        "Down and to the left is better: less energy, and less quality lost or a sooner answer. Figures beside marks "
+        "are energy over the baseline's."
     )
-    drawn = (picture(Picture.of(front, height)) for height in heights(front))
+    drawn = (picture(Picture.of(front, height)) for height in heights(front).values())
     return (
         _section("The front", tag("p", how, cls="soft"), *drawn, members(front, shown, knee)),
         _section(

@@ -88,14 +88,14 @@ class Context:
 @dataclass(frozen=True, kw_only=True)
 class Target:
     """Where an effect shall run, and on what. batch: examples a call, None where policies still choose. room: see
-    `engines.room`, as a worker tells it; None: as on this machine. changing: the model's buffers that a call changes
+    `engines.room`, as a worker tells it; None: as on this machine. mutated: the model's buffers that a call changes
     (see `Anatomy`)."""
 
     device: str
     engine: str
     batch: int | None = None
     room: int | None = None
-    changing: tuple[str, ...] = ()
+    mutated: tuple[str, ...] = ()
 
 
 class Technique(ABC):

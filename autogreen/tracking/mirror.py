@@ -24,7 +24,7 @@ from autogreen.carbon import J_PER_WH, Carbon
 from autogreen.evaluation import Evaluation
 from autogreen.front import Front, progress
 from autogreen.page import html
-from autogreen.picture import series, svg
+from autogreen.picture import Picture, heights, series
 from autogreen.point import Point
 
 PARAM_CHARACTERS, TAG_CHARACTERS, KEY_CHARACTERS = 6000, 8000, 250  # MLflow cuts what is longer without a word
@@ -193,7 +193,7 @@ def parent(front: Front) -> Run:
         },
         files={
             "front.html": html(front),
-            "front.svg": svg(front),
+            **{f"{name}.svg": Picture.of(front, height).svg() for name, height in heights(front).items()},
             "front.json": json.dumps(told, indent=1),
             "front_table.json": json.dumps(_table(front)),
             "experiment.json": _json(results.experiment),

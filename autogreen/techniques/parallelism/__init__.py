@@ -86,7 +86,7 @@ class Parallelism(Technique):
         return (
             _too_many(effect["threads"], degrees, target)
             or (_not_carried(degrees, target.engine) if degrees.keys() - {"data"} else None)
-            or (_remembering(target.changing) or _uneven(effect, target.batch) if "pipeline" in degrees else None)
+            or (_remembering(target.mutated) or _uneven(effect, target.batch) if "pipeline" in degrees else None)
             or (_unsplit(degrees["tensor"], units) if "tensor" in degrees else None)
         )
 
@@ -122,11 +122,11 @@ def _not_carried(degrees: dict[str, int], engine: str) -> str | None:
     return None
 
 
-def _remembering(changing: tuple[str, ...]) -> str | None:
-    if not changing:
+def _remembering(mutated: tuple[str, ...]) -> str | None:
+    if not mutated:
         return None
     return (
-        f"pipeline: a call changes what the model keeps ({', '.join(changing[:3])}), as a decoder does that generates "
+        f"pipeline: a call changes what the model keeps ({', '.join(mutated[:3])}), as a decoder does that generates "
         "token by token, and the next call waits for that: no stage would ever work beside another. Take tensor or data"
     )
 
