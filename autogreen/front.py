@@ -43,7 +43,7 @@ __all__ = ["Front", "Point", "dominates", "hypervolume", "progress"]
 
 STANDING = 0.02  # a probability below which a policy is beaten for sure
 MEMBER = 0.1  # from here on it belongs to the front
-NEGLIGIBLE = 1e-3  # of the loss that is tolerated: by less than that nothing is better
+NEGLIGIBLE = 1e-5  # of the loss that is tolerated: by less than that nothing is better
 RULES = (
     "knee",
     "cheapest",
