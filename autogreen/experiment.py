@@ -240,7 +240,7 @@ _PARTS = {
     "carbon": Carbon,
 }
 _SCALARS: dict[str, Any] = {
-    "objectives": list,
+    "objectives": list | tuple,
     "strategy": str,
     "sampler": str,
     "seed": int,
@@ -308,7 +308,7 @@ _WORDS: dict[Any, str] = {
     str: "text",
     int: "a whole number",
     dict: "a mapping",
-    list: "a list",
+    list | tuple: "a list",
     str | dict: "a name or one {name: settings}",
 }
 

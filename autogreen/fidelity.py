@@ -22,9 +22,10 @@ import statistics
 from bisect import bisect_right
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from operator import le
 from typing import TYPE_CHECKING, Any
 
-from autogreen.measurement import Interval
+from autogreen.measurement import Interval, Measurement
 
 if TYPE_CHECKING:
     from torch import nn
@@ -64,6 +65,10 @@ class Stakes:
         total = math.fsum(joules for evaluation in trained for joules in evaluation.joules.values())
         if len(trained) < FEWEST or training < DOMINANT * (total - training):
             return None
+
+        def timed(measured: Measurement) -> tuple[float, ...]:
+            return (measured.judged_latency_s.mean,) if results.by_latency else ()
+
         gained: dict[int, list[float]] = {}
         for evaluation in trained:
             if evaluation.loss is not None:
@@ -71,7 +76,7 @@ class Stakes:
                     gained.setdefault(rung.place, []).append(rung.loss.mean - evaluation.loss.mean)
         return cls(
             front=tuple(
-                (found.loss.mean, found.ratio.mean, found.measurement.judged_latency_s.mean)[: 2 + results.by_latency]
+                (found.loss.mean, found.ratio.mean, *timed(found.measurement))
                 for trial in results.trials
                 if trial.feasible and (found := trial.evaluation) and found.loss and found.ratio and found.measurement
             ),
@@ -84,7 +89,7 @@ class Stakes:
         if rung.place not in self.gained:
             return False
         lucky = (rung.loss.mean - max(self.gained[rung.place]), ratio.low, latency_s.low)
-        return any(all(ours <= best for ours, best in zip(place, lucky, strict=False)) for place in self.front)
+        return any(all(map(le, place, lucky)) for place in self.front)  # `lucky` has one axis more than it may need
 
     def expected(self, rung: Rung) -> Interval:
         """The loss at the end, as the others fared from this rung."""

@@ -237,8 +237,8 @@ class Front:
         where latency is an objective; those proven distinct; then those whose place is least certain."""
         if not self.members:
             return []
-        asked = [self.pick(rule) for rule in ("knee", "fastest")[: 1 + self.results.by_latency]]
-        first = list({point.id: point for point in (*asked, *self.steps)}.values())[:count]
+        rules = ("knee", "fastest") if self.results.by_latency else ("knee",)
+        first = list({point.id: point for point in (*map(self.pick, rules), *self.steps)}.values())[:count]
         others = sorted((point for point in self.members if point not in first), key=_certainty)
         return [*first, *others[: count - len(first)]]
 

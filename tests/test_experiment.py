@@ -175,6 +175,13 @@ def test_the_batch_of_a_workload() -> None:
     assert free.workload.fixed_batch is None
 
 
+def test_objectives_are_written_as_yaml_or_as_python_writes_them() -> None:
+    asked = ("quality", "energy", "latency")
+    for found in (make(objectives=list(asked)), make(objectives=asked)):
+        assert found.objectives == asked and found.by_latency and found.to_json()["objectives"] == list(asked)
+    assert not make().by_latency and make().to_json()["objectives"] == ["quality", "energy"]
+
+
 def test_the_largest_policy_of_a_space() -> None:
     assert make().ranks == 1
     degrees = {"data": {"choice": [4, 1, 2]}, "tensor": 2, "pipeline": {"int": {"low": 1, "high": 3}}}
