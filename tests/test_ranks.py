@@ -13,6 +13,7 @@ import psutil
 import pytest
 import torch
 from nets import Bert, Lm, images
+from processes import ranks
 from quantizing import QUIET, context, needs_int8
 from safetensors.torch import save_file
 from torch import nn
@@ -86,6 +87,7 @@ def crews() -> Iterator[Crews]:
     hired = Crews()
     yield hired
     hired.close()
+    assert not ranks(), "whoever hires a crew gives it back"
 
 
 def made(
@@ -203,6 +205,17 @@ def test_shards_and_stages_are_quantized_where_they_are(degrees: dict[str, int],
     program.close()
 
 
+@needs_int8
+def test_a_shard_that_cannot_be_made_leaves_no_rank_behind(tmp_path: Path) -> None:
+    before, crews = ranks(), Crews()
+    nothing_to_calibrate_on = {"quantization": {"layers.0": "w8a8_static"}}
+    with pytest.raises(RefusedError, match="calibration split gave no batch"):
+        made(Mlp().eval(), ((torch.randn(BATCH, 32),), {}), tmp_path, crews, nothing_to_calibrate_on, **TENSOR)
+    assert len(ranks()) == len(before) + 2, "they wait for the next policy"
+    crews.close()
+    assert ranks() == before
+
+
 def test_stages_hand_on_what_lies_in_another_order(tmp_path: Path, crews: Crews) -> None:
     """A value that a stage has transposed is sent as it reads, not as it lies."""
 
@@ -246,8 +259,9 @@ def test_a_rank_that_dies_takes_the_others_along_at_once(tmp_path: Path) -> None
         call()
     assert time.monotonic() - began < 10 and not psutil.pid_exists(first) and not psutil.pid_exists(second)
     program.close()
-    assert crews.hire(("cpu", "cpu")) is not crew, "the next policy gets a new one"
-    crews.close()
+    new = crews.hire(("cpu", "cpu"))
+    assert new is not crew, "the next policy gets a new one"
+    new.close()
 
 
 def test_replicas_answer_requests_side_by_side(tmp_path: Path, crews: Crews) -> None:

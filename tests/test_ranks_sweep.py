@@ -2,15 +2,13 @@
 
 import json
 import os
-import signal
 import threading
 import time
-from contextlib import suppress
 from pathlib import Path
 
-import psutil
 import pytest
 import toys
+from processes import ranks
 from quantizing import QUIET
 
 from autogreen.errors import ConfigError, RefusedError
@@ -25,16 +23,6 @@ SPACE = {
     "runtime": {"engine": "eager"},
 }
 TWO = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="two ranks want two cores")
-
-
-def ranks() -> list[int]:
-    """Processes of this one that are ranks."""
-    found = []
-    for child in psutil.Process().children(recursive=True):
-        with suppress(psutil.Error):
-            if "spawn_main" in " ".join(child.cmdline()):
-                found.append(child.pid)
-    return found
 
 
 def run(folder: Path, **changes: object) -> list[object]:
@@ -70,8 +58,8 @@ def test_a_killed_rank_costs_its_trial_only(tmp_path: Path) -> None:
 
     def kill() -> None:
         while not done.is_set():
-            for pid in ranks():
-                os.kill(pid, signal.SIGKILL)
+            for rank in ranks():
+                rank.kill()
                 done.set()
                 return
             time.sleep(0.05)

@@ -146,8 +146,7 @@ def ui(
     if uri:
         print(link)
         return
-    with serving(runs, port) as process:
+    with serving(runs, port) as process, suppress(KeyboardInterrupt):
         print(f"{link}\n(Ctrl-C stops it)", flush=True)
         browse(link)
-        with suppress(KeyboardInterrupt):
-            process.wait()
+        process.wait()

@@ -154,8 +154,10 @@ def _sharded(
         engine=recipe.engine,
     )
     crew = crews.hire(seats(recipe)[: recipe.tensor])
-    crew.ask("build", blueprint=blueprint, folder=folder, threads=recipe.threads)
-    crews.rest(crew)
+    try:
+        crew.ask("build", blueprint=blueprint, folder=folder, threads=recipe.threads)
+    finally:  # a part that was refused leaves its ranks as good as before
+        crews.rest(crew)
 
 
 def _staged(parts: Mapping[str, Any], trained: nn.Module, context: "Context", recipe: Recipe, folder: Path) -> None:
