@@ -8,7 +8,7 @@ sweep: .venv/installed
 	$(BIN)/autogreen sweep experiments/digits.yaml
 
 test: .venv/installed
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: .venv/installed
 	$(BIN)/ruff check .
