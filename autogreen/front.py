@@ -16,8 +16,9 @@ is certain: `ties` names those that cannot be told apart; what is *proven* disti
 
 Two rounds. The search's own measurements decide who stands (a probability of at least 0.02); what falls there never
 returns, so its artifact can be deleted. Then, among those, a published trial counts with its fresh energy: measured
-after it was chosen, it is free of the luck that got it chosen. Joules per item are ratio × the baseline's, so that
-drift between windows cancels.
+after it was chosen, it is free of the luck that got it chosen; and no interval is narrower than the finalists' two
+measurements differ (see `repeatability`). Joules per item are ratio × the baseline's, so that drift between windows
+cancels.
 """
 
 import math
@@ -33,6 +34,7 @@ from autogreen.evaluation import Evaluation
 from autogreen.measurement import Interval
 from autogreen.point import Point, dominates, hypervolume, logarithmic, place, place_trial
 from autogreen.registry import nearest
+from autogreen.repeatability import Repeatability
 from autogreen.results import Results
 from autogreen.wording import latency, quantity
 
@@ -117,6 +119,7 @@ class Front:
     members: tuple[Point, ...]
     others: tuple[Point, ...]
     hypervolume: float
+    repeatability: Repeatability
 
     @classmethod
     def of(cls, results: Results) -> "Front":
@@ -125,27 +128,30 @@ class Front:
         Raises:
             StudyError: the baseline has no measurement, so nothing can be compared with it.
         """
+        known = Repeatability.of(results)
         baseline = place(results, results.baseline, "baseline")
         if baseline is None:
             raise StudyError("the baseline is not measured yet, so there is no front. Let the sweep run on.")
         points: dict[str, Point] = {}
         for trial in sorted(results.measured, key=lambda trial: (not trial.feasible, trial.number)):
             if (point := place_trial(results, trial)) is not None:
-                points.setdefault(point.id, point)
+                points.setdefault(point.id, known.widened(point))
         stand = sorted((points[name] for name in standing(results) if name in points), key=_cheapest_first)
         likely = zip(stand, _probabilities(stand, results), strict=True)
         chosen = [replace(point, probability=share) for point, share in likely if share >= MEMBER]
         members = tuple(replace(point, ties=_ties(point, chosen)) for point in chosen)
         held = {point.id for point in members}
+        plain = place(results, results.plain, "plain use")
         controls = [place(results, found, name) for name, found in results.controls.items()]
         return cls(
             results=results,
             baseline=baseline,
-            plain=place(results, results.plain, "plain use"),
-            controls=tuple(point for point in controls if point is not None),
+            plain=known.widened(plain) if plain else None,
+            controls=tuple(known.widened(point) for point in controls if point is not None),
             members=members,
             others=tuple(point for name, point in points.items() if name not in held),
             hypervolume=hypervolume(map(_place, members), logarithmic(results.reference_point)),
+            repeatability=known,
         )
 
     @cached_property
@@ -311,6 +317,7 @@ class Front:
             "workload": results.workload,
             "hardware": results.hardware,
             "unit": f"J per {results.item}",
+            "repeatability": asdict(self.repeatability),
             "objectives": ["quality", "energy", *(["latency"] if results.by_latency else [])],
             "baseline": _told(self.baseline, carbon),
             "plain": _told(self.plain, carbon) if self.plain else None,

@@ -86,8 +86,9 @@ def _bill(front: Front) -> str:
     back = "nothing saves, so it is never paid back" if paid is None else f"paid back after {paid:,.0f}"
     items = "" if paid is None else f" {results.item}s"
     stopped = f"{front.stopped_words} " if front.stopped_words else ""
+    repeated = f"{words} " if (words := front.repeatability.words) else ""
     known = "; ".join(filter(None, (results.tier, bill.words)))
     return (
         f"{len(front.members)} on the front, {len(front.steps)} of them (●) beyond each other's intervals. "
-        f"The search spent {spent} ({known}): {back}{items}. {stopped}Energy of: {results.boundary}."
+        f"The search spent {spent} ({known}): {back}{items}. {stopped}{repeated}Energy of: {results.boundary}."
     )

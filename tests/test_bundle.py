@@ -28,6 +28,7 @@ from autogreen.evaluation import Evaluation, Published
 from autogreen.measure import measure_beside
 from autogreen.measurement import Beside, Interval, Measurement, Protocol, Window
 from autogreen.meters import Reading, choose
+from autogreen.repeatability import at_least, half_width
 from autogreen.results import Results
 from autogreen.tasks import trees
 from autogreen.testing import scripted_evaluation, scripted_results
@@ -272,11 +273,15 @@ def test_prediction_is_wider_than_the_interval_and_never_narrower_than_drift() -
 def test_a_prediction_is_as_wide_as_the_study_could_not_repeat_itself() -> None:
     """The limit of repeatability with t(3) = 3.182 and t(8) = 2.306, as tables have them."""
     ratio = Interval(mean=0.5, low=0.49, high=0.51)
-    found = bundle.prediction(ratio, (0.2, -0.2, 0.2))
+
+    def prediction(*differences: float) -> Interval:
+        return bundle.prediction(at_least(ratio, half_width(differences)))
+
+    found = prediction(0.2, -0.2, 0.2)
     assert found.high == pytest.approx(0.5 * math.exp(3.182 * 0.2), rel=1e-3)
     assert found.low == pytest.approx(0.5 * math.exp(-3.182 * 0.2), rel=1e-3)
-    assert bundle.prediction(ratio, (0.1,) * 8).high == pytest.approx(0.5 * math.exp(2.306 * 0.1), rel=1e-3)
-    assert bundle.prediction(ratio, (0.2, 0.2)) == bundle.prediction(ratio, (0.001,) * 8) == bundle.prediction(ratio)
+    assert prediction(*(0.1,) * 8).high == pytest.approx(0.5 * math.exp(2.306 * 0.1), rel=1e-3)
+    assert prediction(0.2, 0.2) == prediction(*(0.001,) * 8) == bundle.prediction(ratio)
 
 
 def test_importing_loads_no_torch() -> None:

@@ -402,7 +402,7 @@ def test_json_is_the_promised_object() -> None:
     assert evaluation is not None and evaluation.ratio is not None
     fresh = published(evaluation, loss=Interval(mean=0.001, low=0.0, high=0.002), ratio=evaluation.ratio)
     data = Front.of(replace(results, published=fresh)).to_json()
-    promised = "study task workload hardware unit objectives baseline plain controls front search"
+    promised = "study task workload hardware unit repeatability objectives baseline plain controls front search"
     assert list(data) == promised.split()
     told = {
         "quality",

@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import PurePosixPath
 from typing import Any
@@ -31,7 +31,6 @@ DIGEST = "manifest_sha256"
 # way.
 DRIFT = 0.10
 MOST_RANKS = 1024
-FEWEST_REPEATS = 3  # a limit from fewer differences is a guess
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +132,7 @@ class Manifest:
     files: dict[str, File]
 
 
-def prediction(ratio: Interval, repeats: Sequence[float] = ()) -> Interval:
+def prediction(ratio: Interval) -> Interval:
     """Where the mean of a fresh measurement of an energy ratio falls in 95 of 100 cases.
 
     With the log-ratio's mean x and standard error s from n paired windows, its 95 % interval is x ± t·s, t the quantile
@@ -141,19 +140,10 @@ def prediction(ratio: Interval, repeats: Sequence[float] = ()) -> Interval:
     the difference of the two has the standard error √(s² + s²), and the fresh one falls in x ± t·s·√2 (Hahn and Meeker,
     Statistical Intervals, 1991, chapter 4). t·s is read off the interval: half its width on the log scale.
 
-    That is what one process can show. What a ratio moves by when everything is set up anew is told by the study itself,
-    which measured its finalists twice: never narrower than the limit of repeatability, t times the root mean square of
-    their differences (ISO 5725-6), nor than `DRIFT`, each way.
-
-    Args:
-        repeats: log-ratios of a second measurement to the first, one for each policy that was measured twice.
+    Where the interval is as wide as one measurement can be repeated (see `repeatability`), this is the limit of
+    repeatability of ISO 5725-6. Never narrower than `DRIFT`, each way.
     """
-    from scipy.special import stdtrit
-
     half = max(math.log(ratio.high / ratio.low) / 2 * math.sqrt(2), math.log1p(DRIFT))
-    if len(repeats) >= FEWEST_REPEATS:
-        squares = [difference**2 for difference in repeats]
-        half = max(half, float(stdtrit(len(squares), 0.975)) * math.sqrt(sum(squares) / len(squares)))
     return Interval(mean=ratio.mean, low=ratio.mean * math.exp(-half), high=ratio.mean * math.exp(half))
 
 

@@ -1,6 +1,5 @@
 """Write a bundle: all of it or nothing."""
 
-import math
 import os
 import platform
 import shutil
@@ -34,6 +33,7 @@ from autogreen.engines import Recipe
 from autogreen.errors import BundleError
 from autogreen.evaluation import Evaluation, Published
 from autogreen.measurement import Protocol
+from autogreen.repeatability import Repeatability, at_least
 from autogreen.results import Results
 
 if TYPE_CHECKING:
@@ -128,6 +128,8 @@ def _energy(evaluation: Evaluation, published: Published | None, results: Result
     origin = published or evaluation
     assert origin.key == evaluation.key, "published is about another policy"
     measurement, ratio = origin.measurement, origin.ratio
+    if ratio is not None:
+        ratio = at_least(ratio, Repeatability.of(results).ratio)
     assert measurement is not None, "what was measured has a measurement"
     joules, carbon = measurement.energy_per_item_j.mean, Carbon.of(experiment)
     windows = sum(window.used for window in measurement.windows)
@@ -154,18 +156,8 @@ def _energy(evaluation: Evaluation, published: Published | None, results: Result
         meter=dict(experiment.get("meter", {})),
         warnings=measurement.warnings,
         ratio=ratio,
-        ratio_prediction=None if ratio is None else prediction(ratio, _repeats(results)),
+        ratio_prediction=None if ratio is None else prediction(ratio),
     )
-
-
-def _repeats(results: Results) -> list[float]:
-    """Logarithms of what each finalist's ratio was when it was measured again, over what it was in the search."""
-    found = [trial.evaluation for trial in results.measured if trial.evaluation is not None]
-    return [
-        math.log(results.published[one.key].ratio.mean / one.ratio.mean)
-        for one in found
-        if one.ratio is not None and one.key in results.published
-    ]
 
 
 def _policy(evaluation: Evaluation, results: Results) -> Mapping[str, Any]:

@@ -23,6 +23,9 @@ TIERS: Mapping[Tier, str] = {
         "a table. It ranks policies that keep the same threads busy; its absolute joules may be off by half and more."
     ),
 }
+NOT_REPEATED = (
+    "Too little was measured twice to tell how well energy can be repeated: differences of a few percent may vanish."
+)
 
 
 def bill(front: Front, knee: Point | None) -> Html:
@@ -76,7 +79,8 @@ def method(front: Front) -> Html:
         ),
         "Intervals": (
             "All are 95 %: of an energy ratio over pairs of neighbouring windows, allowing for windows that resemble "
-            "their neighbours; of a loss by bootstrap over examples."
+            "their neighbours; of a loss by bootstrap over examples. "
+            f"{front.repeatability.words or NOT_REPEATED}"
         ),
         "Floor": "The least that a policy's work can cost on this device; what would lie below it is refused.",
         "Front": (
